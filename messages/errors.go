@@ -1,0 +1,34 @@
+package messages
+
+import "errors"
+
+// Every failure of a remote or a snapshot store wraps exactly one of these
+// classes; callers branch with errors.Is and never on a text.
+var (
+	// ErrUnavailable: the far side did not answer, or asked to be left alone for
+	// a while. The request may or may not have taken effect. Try again later.
+	ErrUnavailable = errors.New("unavailable")
+	// ErrConflict: a precondition did not hold; nothing was written. Read again.
+	ErrConflict = errors.New("conflict")
+	// ErrRejected: the request itself can never be accepted (too large, invalid).
+	ErrRejected = errors.New("rejected")
+	// ErrUnauthorized: no credentials, or they do not reach this scope.
+	ErrUnauthorized = errors.New("unauthorized")
+	// ErrNotFound: the named thing (object, project, bucket) does not exist.
+	ErrNotFound = errors.New("not found")
+	// ErrReadTimeTooOld: the read time is beyond what the server still keeps
+	// (an hour on Firestore). Check devices again and go on at a new one.
+	ErrReadTimeTooOld = errors.New("read time too old")
+)
+
+// Class names the error's class for reports and dead letters: "unavailable",
+// "conflict", "rejected", "unauthorized", "not found", "read time too old", or
+// "bug" for an error of no class.
+func Class(err error) string {
+	for _, c := range []error{ErrUnavailable, ErrConflict, ErrRejected, ErrUnauthorized, ErrNotFound, ErrReadTimeTooOld} {
+		if errors.Is(err, c) {
+			return c.Error()
+		}
+	}
+	return "bug"
+}

@@ -1,0 +1,192 @@
+package persistence
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/uptrace/bun"
+)
+
+// Prefix starts the name of everything of ours in the application's file.
+const Prefix = "tidemark_"
+
+// formatVersion is the version of the bookkeeping tables below.
+const formatVersion = 1
+
+// The bookkeeping tables. They live beside the application's data so that an
+// effect and its record commit together; none of them is synced.
+//
+// tidemark_state is read by every trigger: applying is set and cleared inside the
+// engine's own transaction, so no other connection ever sees it set.
+var bookkeeping = []string{
+	`CREATE TABLE IF NOT EXISTS tidemark_state (
+		id INTEGER PRIMARY KEY CHECK (id = 1),
+		applying INTEGER NOT NULL DEFAULT 0,
+		clockOffset INTEGER NOT NULL DEFAULT 0,      -- ms to add to the local clock to get the server's
+		installationId TEXT NOT NULL DEFAULT '',
+		formatVersion INTEGER NOT NULL,
+		seq INTEGER NOT NULL DEFAULT 0,              -- of our last acknowledged commit with documents
+		recordVersion INTEGER NOT NULL DEFAULT 0,    -- update_time (µs) of our Devices record; 0: none yet
+		recordTables TEXT NOT NULL DEFAULT '{}',     -- table → seq that last touched it, as in the record
+		registeredOn INTEGER NOT NULL DEFAULT 0,     -- ms, when the record last told what we have seen
+		checkedAt INTEGER NOT NULL DEFAULT 0,        -- µs, read time that open targets come from; 0: none open
+		firstAt INTEGER NOT NULL DEFAULT 0,          -- µs, read time of the first check of an open whole-table read
+		cutBroken INTEGER NOT NULL DEFAULT 0,        -- an open whole-table read was resumed at a later read time
+		schemaVersion INTEGER NOT NULL DEFAULT -1,   -- PRAGMA schema_version when we attached last
+		backedUp TEXT NOT NULL DEFAULT '{}',         -- the vector of the snapshot we know of
+		backedUpOn INTEGER NOT NULL DEFAULT 0,       -- ms, when
+		generation TEXT NOT NULL DEFAULT '',         -- its generation
+		changedRows INTEGER NOT NULL DEFAULT 0       -- rows applied or uploaded since that snapshot
+	)`,
+	`CREATE TABLE IF NOT EXISTS tidemark_tables (
+		tableName TEXT PRIMARY KEY,
+		columns TEXT NOT NULL,                       -- JSON list of the data columns that were attached
+		excluded INTEGER NOT NULL DEFAULT 0,
+		options TEXT NOT NULL DEFAULT '{}'           -- JSON, the owner's choices for the table
+	) WITHOUT ROWID`,
+	// downloadedTill is the read time (µs) up to which the table is complete; NULL
+	// asks for a whole read before anything is uploaded from it.
+	`CREATE TABLE IF NOT EXISTS tidemark_DownloadedTracker (
+		tableName TEXT PRIMARY KEY,
+		downloadedTill INTEGER,
+		scannedTo TEXT NOT NULL DEFAULT ''           -- document id an open whole read has reached
+	) WITHOUT ROWID`,
+	`CREATE TABLE IF NOT EXISTS tidemark_seen (
+		device TEXT PRIMARY KEY,
+		seq INTEGER NOT NULL
+	) WITHOUT ROWID`,
+	// What the last check found and is not settled yet: the numbers that seen
+	// moves to when every table is done.
+	`CREATE TABLE IF NOT EXISTS tidemark_targets (
+		device TEXT PRIMARY KEY,
+		seq INTEGER NOT NULL,
+		tables TEXT NOT NULL                         -- JSON, table → seq
+	) WITHOUT ROWID`,
+	`CREATE TABLE IF NOT EXISTS tidemark_positions (
+		device TEXT NOT NULL,
+		tableName TEXT NOT NULL,
+		seq INTEGER NOT NULL,
+		documentId TEXT NOT NULL,
+		PRIMARY KEY (device, tableName)
+	) WITHOUT ROWID`,
+	`CREATE TABLE IF NOT EXISTS tidemark_tombstones (
+		tableName TEXT NOT NULL,
+		clientId TEXT NOT NULL,
+		createdOn INTEGER,
+		updatedOn INTEGER NOT NULL,
+		updatedBy TEXT NOT NULL,
+		serverId TEXT,
+		isDirty INTEGER NOT NULL DEFAULT 1,
+		serverVersion INTEGER,
+		survivor TEXT NOT NULL DEFAULT '',
+		PRIMARY KEY (tableName, clientId)
+	) WITHOUT ROWID`,
+	`CREATE INDEX IF NOT EXISTS tidemark_tombstones_dirty ON tidemark_tombstones (tableName, clientId) WHERE isDirty = 1`,
+	// Rows that an INSERT OR REPLACE (or UPDATE OR REPLACE) may be about to delete
+	// without firing a trigger; keyNo 0 is the primary key. Confirmed afterwards
+	// against what really vanished.
+	`CREATE TABLE IF NOT EXISTS tidemark_replaced (
+		tableName TEXT NOT NULL,
+		clientId TEXT NOT NULL,
+		keyNo INTEGER NOT NULL,
+		createdOn INTEGER,
+		updatedOn INTEGER,
+		serverId TEXT,
+		isDirty INTEGER,
+		serverVersion INTEGER,
+		PRIMARY KEY (tableName, clientId)
+	) WITHOUT ROWID`,
+	// Parents that a dirty row referred to when we last agreed with the server:
+	// their tombstones wait for the row.
+	`CREATE TABLE IF NOT EXISTS tidemark_left (
+		tableName TEXT NOT NULL,
+		clientId TEXT NOT NULL,
+		parentTable TEXT NOT NULL,
+		parentId TEXT NOT NULL,
+		PRIMARY KEY (tableName, clientId, parentTable, parentId)
+	) WITHOUT ROWID`,
+	// Documents that were received and cannot be applied yet. kind: 'waiting' for a
+	// parent, 'collides' on a unique key, 'tombstone' until the download's end.
+	`CREATE TABLE IF NOT EXISTS tidemark_inbox (
+		tableName TEXT NOT NULL,
+		documentId TEXT NOT NULL,
+		kind TEXT NOT NULL,
+		updateTime INTEGER NOT NULL,
+		reason TEXT NOT NULL DEFAULT '',
+		document BLOB NOT NULL,
+		PRIMARY KEY (tableName, documentId)
+	) WITHOUT ROWID`,
+	`CREATE TABLE IF NOT EXISTS tidemark_dead_letters (
+		id INTEGER PRIMARY KEY AUTOINCREMENT,
+		tableName TEXT NOT NULL DEFAULT '',
+		documentId TEXT NOT NULL DEFAULT '',
+		topic TEXT NOT NULL DEFAULT '',
+		handler TEXT NOT NULL DEFAULT '',
+		payload BLOB,
+		metadata TEXT NOT NULL DEFAULT '{}',
+		class TEXT NOT NULL,
+		reason TEXT NOT NULL,
+		attempts INTEGER NOT NULL DEFAULT 1,
+		firstOn INTEGER NOT NULL,
+		lastOn INTEGER NOT NULL,
+		cycle TEXT NOT NULL DEFAULT '',
+		traceparent TEXT NOT NULL DEFAULT '',
+		state TEXT NOT NULL DEFAULT 'dead',          -- dead, replayed, discarded
+		updatedOn INTEGER NOT NULL DEFAULT 0         -- of the row that was refused; an edit tries again
+	)`,
+	`CREATE UNIQUE INDEX IF NOT EXISTS tidemark_dead_letters_row ON tidemark_dead_letters (handler, tableName, documentId) WHERE documentId <> '' AND state = 'dead'`,
+	`CREATE TABLE IF NOT EXISTS tidemark_conflicts (
+		id INTEGER PRIMARY KEY AUTOINCREMENT,
+		tableName TEXT NOT NULL,
+		documentId TEXT NOT NULL,
+		winner TEXT NOT NULL,                        -- local, server, merged
+		reason TEXT NOT NULL,
+		localVersion BLOB,                           -- the row as it was here
+		serverVersion BLOB,                          -- the document
+		detectedOn INTEGER NOT NULL
+	)`,
+	// A token is saved before each write of our record; the journal says what the
+	// commit held, for when its acknowledgement is lost.
+	`CREATE TABLE IF NOT EXISTS tidemark_tokens (
+		token TEXT PRIMARY KEY,
+		seq INTEGER NOT NULL,
+		sentOn INTEGER NOT NULL,
+		journal BLOB NOT NULL
+	)`,
+	// The step ledger: a stage's effect and its row commit together.
+	`CREATE TABLE IF NOT EXISTS tidemark_ledger (
+		id INTEGER PRIMARY KEY AUTOINCREMENT,
+		cycle TEXT NOT NULL,
+		round INTEGER NOT NULL,
+		stage TEXT NOT NULL,
+		tableName TEXT NOT NULL DEFAULT '',
+		attempt INTEGER NOT NULL DEFAULT 1,
+		startedOn INTEGER NOT NULL,                  -- ms
+		tookUs INTEGER NOT NULL,
+		counts TEXT NOT NULL DEFAULT '{}',
+		error TEXT NOT NULL DEFAULT '',
+		traceId TEXT NOT NULL DEFAULT ''
+	)`,
+	`CREATE INDEX IF NOT EXISTS tidemark_ledger_cycle ON tidemark_ledger (cycle, round, stage, tableName)`,
+}
+
+// createBookkeeping creates our tables where they are missing and the one row of
+// tidemark_state. Idempotent.
+func createBookkeeping(ctx context.Context, tx bun.Tx) error {
+	for _, q := range bookkeeping {
+		if _, err := tx.Tx.ExecContext(ctx, q); err != nil {
+			return fmt.Errorf("create the bookkeeping tables: %w", err)
+		}
+	}
+	if _, err := tx.Tx.ExecContext(ctx, `INSERT OR IGNORE INTO tidemark_state (id, formatVersion) VALUES (1, ?)`, formatVersion); err != nil {
+		return fmt.Errorf("create the bookkeeping tables: %w", err)
+	}
+	var v int
+	if err := tx.Tx.QueryRowContext(ctx, `SELECT formatVersion FROM tidemark_state`).Scan(&v); err != nil {
+		return fmt.Errorf("read the bookkeeping version: %w", err)
+	}
+	if v > formatVersion {
+		return fmt.Errorf("the database was used by a newer tidemark (bookkeeping version %d, this one knows %d): upgrade this program", v, formatVersion)
+	}
+	return nil
+}
