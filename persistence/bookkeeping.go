@@ -3,8 +3,6 @@ package persistence
 import (
 	"context"
 	"fmt"
-
-	"github.com/uptrace/bun"
 )
 
 // Prefix starts the name of everything of ours in the application's file.
@@ -49,7 +47,8 @@ var bookkeeping = []string{
 	`CREATE TABLE IF NOT EXISTS tidemark_DownloadedTracker (
 		tableName TEXT PRIMARY KEY,
 		downloadedTill INTEGER,
-		scannedTo TEXT NOT NULL DEFAULT ''           -- document id an open whole read has reached
+		scannedTo TEXT NOT NULL DEFAULT '',          -- document id an open whole read has reached
+		gained TEXT NOT NULL DEFAULT '[]'            -- JSON list of columns the whole read is for
 	) WITHOUT ROWID`,
 	`CREATE TABLE IF NOT EXISTS tidemark_seen (
 		device TEXT PRIMARY KEY,
@@ -172,17 +171,17 @@ var bookkeeping = []string{
 
 // createBookkeeping creates our tables where they are missing and the one row of
 // tidemark_state. Idempotent.
-func createBookkeeping(ctx context.Context, tx bun.Tx) error {
-	for _, q := range bookkeeping {
-		if _, err := tx.Tx.ExecContext(ctx, q); err != nil {
+func createBookkeeping(ctx context.Context, q queryer) error {
+	for _, ddl := range bookkeeping {
+		if _, err := q.ExecContext(ctx, ddl); err != nil {
 			return fmt.Errorf("create the bookkeeping tables: %w", err)
 		}
 	}
-	if _, err := tx.Tx.ExecContext(ctx, `INSERT OR IGNORE INTO tidemark_state (id, formatVersion) VALUES (1, ?)`, formatVersion); err != nil {
+	if _, err := q.ExecContext(ctx, `INSERT OR IGNORE INTO tidemark_state (id, formatVersion) VALUES (1, ?)`, formatVersion); err != nil {
 		return fmt.Errorf("create the bookkeeping tables: %w", err)
 	}
 	var v int
-	if err := tx.Tx.QueryRowContext(ctx, `SELECT formatVersion FROM tidemark_state`).Scan(&v); err != nil {
+	if err := q.QueryRowContext(ctx, `SELECT formatVersion FROM tidemark_state`).Scan(&v); err != nil {
 		return fmt.Errorf("read the bookkeeping version: %w", err)
 	}
 	if v > formatVersion {

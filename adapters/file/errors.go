@@ -1,0 +1,87 @@
+package file
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+// classed reports whether an error has its class already.
+func classed(err error) bool { return messages.Class(err) != "bug" }
+
+// classify gives an error of the file system or of SQLite its class and, where
+// there is one, its remedy. A cancelled context has none: it is the caller's wish.
+func classify(ctx context.Context, err error) error {
+	if err == nil || classed(err) {
+		return err
+	}
+	if cause := ctx.Err(); cause != nil {
+		if errors.Is(cause, context.DeadlineExceeded) {
+			return fmt.Errorf("%w: %w", cause, messages.ErrUnavailable)
+		}
+		return cause
+	}
+	var sq *sqlite.Error
+	if errors.As(err, &sq) {
+		switch sq.Code() & 0xff {
+		case sqlite3.SQLITE_FULL:
+			return fmt.Errorf("the disk is full, make room on it: %w: %w", err, messages.ErrUnavailable)
+		case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_CANTOPEN:
+			return fmt.Errorf("make the folder and its files writable for this user: %w: %w", err, messages.ErrUnauthorized)
+		case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
+			return fmt.Errorf("the file is damaged or no remote, put back a copy of it or name another folder: %w: %w", err, messages.ErrNotFound)
+		case sqlite3.SQLITE_TOOBIG:
+			return fmt.Errorf("%w: %w", err, messages.ErrRejected)
+		default:
+			return fmt.Errorf("%w: %w", err, messages.ErrUnavailable)
+		}
+	}
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("the disk is full, make room on it: %w: %w", err, messages.ErrUnavailable)
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+		return fmt.Errorf("make the folder and its files writable for this user: %w: %w", err, messages.ErrUnauthorized)
+	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: %w", err, messages.ErrNotFound)
+	default:
+		return fmt.Errorf("%w: %w", err, messages.ErrUnavailable)
+	}
+}
+
+// busy reports whether another connection holds the lock.
+func busy(err error) bool {
+	var sq *sqlite.Error
+	return errors.As(err, &sq) && sq.Code()&0xff == sqlite3.SQLITE_BUSY
+}
+
+// openFolder makes the folder when only it is missing. Its parent must exist: a
+// disk that is not mounted must not look like an empty remote.
+func openFolder(dir string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(abs, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("the folder's parent does not exist, create it or mount its disk: %w: %w", err, messages.ErrNotFound)
+		}
+		return "", err
+	}
+	info, err := os.Stat(abs)
+	if err != nil {
+		return "", err
+	}
+	if !info.IsDir() {
+		return "", fmt.Errorf("it is not a folder, name one: %w", messages.ErrNotFound)
+	}
+	return abs, nil
+}

@@ -1,0 +1,37 @@
+package file_test
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/tidemark-sync/tidemark/adapters/adaptertest"
+	"github.com/tidemark-sync/tidemark/adapters/file"
+	"github.com/tidemark-sync/tidemark/stages"
+)
+
+var (
+	_ stages.DeviceReader   = (*file.Remote)(nil)
+	_ stages.DocumentReader = (*file.Remote)(nil)
+	_ stages.Committer      = (*file.Remote)(nil)
+)
+
+func openRemote(t *testing.T, dir string) *file.Remote {
+	t.Helper()
+	r, err := file.OpenRemote(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+func TestRemote(t *testing.T) {
+	t.Parallel()
+	adaptertest.Remote(t, func(t *testing.T) adaptertest.RemotePort {
+		return openRemote(t, filepath.Join(t.TempDir(), `ünï ?#%41 "x"`))
+	}, adaptertest.Features{ReadTimeTooOld: true})
+}

@@ -1,0 +1,46 @@
+package firestore
+
+import (
+	"context"
+	"fmt"
+
+	pb "cloud.google.com/go/firestore/apiv1/firestorepb"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+// Commit writes everything or nothing, in one request.
+func (r *Remote) Commit(ctx context.Context, c messages.Commit) (messages.Committed, error) {
+	op := fmt.Sprintf("commit %d documents of device %s", len(c.Writes), c.Device.ID)
+	req := &pb.CommitRequest{Database: r.database, Writes: make([]*pb.Write, 0, len(c.Writes)+1)}
+	done := messages.Committed{Writes: 1}
+	// The record goes first, so that the answer's first result is its version.
+	w, err := r.deviceWrite(&c)
+	if err != nil {
+		return messages.Committed{}, fmt.Errorf("firestore: %s: %w", op, err)
+	}
+	req.Writes = append(req.Writes, w)
+	for i := range c.Writes {
+		if w, err = r.documentWrite(&c.Writes[i]); err != nil {
+			return messages.Committed{}, fmt.Errorf("firestore: %s: %w", op, err)
+		}
+		req.Writes = append(req.Writes, w)
+		if c.Writes[i].Purge {
+			done.Deletes++
+		} else {
+			done.Writes++
+		}
+	}
+	call, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	resp, err := r.client.Commit(call, req)
+	if err != nil {
+		return messages.Committed{}, r.commitError(ctx, op, err)
+	}
+	results := resp.GetWriteResults()
+	if len(results) == 0 || results[0].GetUpdateTime() == nil {
+		return messages.Committed{}, fmt.Errorf("firestore: %s: the acknowledgement has no update time: %w", op, messages.ErrUnavailable)
+	}
+	done.UpdateTime = micros(results[0].GetUpdateTime())
+	return done, nil
+}

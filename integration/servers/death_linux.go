@@ -1,0 +1,11 @@
+package servers
+
+import (
+	"os/exec"
+	"syscall"
+)
+
+// dieWithParent ends the server when the test process is killed.
+func dieWithParent(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+}

@@ -1,0 +1,32 @@
+// Package servers starts real servers for tests, on loopback and once per test
+// process: Google's Firestore emulator and an S3 server (versitygw).
+//
+// A package that uses one stops them all in its TestMain:
+//
+//	func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
+//
+// Where a server is not installed the test is skipped and says so. With
+// TIDEMARK_REQUIRE_SERVERS=1, as in CI, it fails instead.
+package servers
+
+import (
+	"os"
+	"testing"
+)
+
+// Main runs the tests of a package and stops the servers they started. It
+// returns the exit code.
+func Main(m interface{ Run() int }) int {
+	defer Stop()
+	return m.Run()
+}
+
+// missing ends the test because a server cannot be found: what was looked for,
+// and how to get it.
+func missing(t testing.TB, what, remedy string) {
+	t.Helper()
+	if os.Getenv("TIDEMARK_REQUIRE_SERVERS") == "1" {
+		t.Fatalf("%s is missing and TIDEMARK_REQUIRE_SERVERS=1: %s", what, remedy)
+	}
+	t.Skipf("NOT RUN, %s is missing: %s", what, remedy)
+}

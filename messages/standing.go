@@ -1,0 +1,76 @@
+package messages
+
+// Standing is where this installation stands with the server.
+type Standing struct {
+	InstallationID string
+	// Seq is the number of our last acknowledged commit with documents.
+	Seq int64
+	// RecordVersion is the update_time (µs) of our record when we wrote it last; 0
+	// when we never did.
+	RecordVersion int64
+	// Tokens are the unresolved writes of our record; at most one has landed.
+	Tokens []string
+	// CheckedTill is the read time (µs) of the last check whose downloads all
+	// finished: min(downloadedTill). 0 when there was none.
+	CheckedTill int64
+	// Whole are the tables that have to be read whole.
+	Whole []string
+	// Tables are all tables that take part, parents first.
+	Tables []string
+	Seen   Vector
+}
+
+// Target is a device of which more is there than we have seen.
+type Target struct {
+	Device string
+	Seq    int64
+	Tables map[string]int64
+}
+
+// Source is one read that a table's download consists of: a device's log after a
+// position, or, with no Device, the whole table.
+type Source struct {
+	Device string
+	After  Position
+}
+
+// Settlement is what settling a download came to. Lookup names documents that
+// have to be read (at the download's read time) before it can go on: parents that
+// were deleted here and got a child elsewhere.
+type Settlement struct {
+	Lookup map[string][]string
+	Counts Counts
+	// Again: the cut was not consistent; check devices again at once.
+	Again bool
+}
+
+// Moved is what became of a commit whose precondition did not hold. Leave are the
+// writes that must not be tried again as they are.
+type Moved struct {
+	Leave  map[DocumentKey]bool
+	Counts Counts
+}
+
+// Cursor is how far an upload has come: which dirty rows it has looked at.
+type Cursor struct {
+	// Tombstones: the rows are done, the deletes are next, children before parents.
+	Tombstones bool
+	// Table is the index of the table in its order, After the last id looked at.
+	Table int
+	After string
+	// Held are the documents that stay behind this time, by table and id.
+	Held map[DocumentKey]bool
+	// Counts are the rows that wait or were set aside on the way.
+	Counts Counts
+}
+
+// DocumentKey names a document across tables.
+type DocumentKey struct{ Table, ID string }
+
+// Hold leaves a document behind for this upload.
+func (c *Cursor) Hold(table, id string) {
+	if c.Held == nil {
+		c.Held = map[DocumentKey]bool{}
+	}
+	c.Held[DocumentKey{table, id}] = true
+}

@@ -1,0 +1,127 @@
+package persistence
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+// collisions decides what still meets a unique key after everything has arrived.
+// Rows that swapped their values (or passed them round) are no collision: they are
+// taken out and put back together. What remains is set aside with the reason.
+func (s *settler) collisions() error {
+	type moved struct {
+		a   *applier
+		doc messages.Document
+		old []any // the row's values of all columns, in the plan's order
+	}
+	var set []moved
+	for _, p := range s.plans {
+		if _, err := s.each(p, "collides", func(a *applier, d *messages.Document) (bool, error) {
+			row, err := p.rowByID(s.tx, d.ID)
+			if err != nil || row == nil || row.dirty {
+				return false, err
+			}
+			set = append(set, moved{a, *d, row.values})
+			return false, nil
+		}); err != nil {
+			return err
+		}
+	}
+	for len(set) > 0 {
+		if err := s.tx.exec(`SAVEPOINT tidemark_swap`); err != nil {
+			return err
+		}
+		for _, m := range set {
+			if err := s.tx.exec(`DELETE FROM `+m.a.p.name+` WHERE clientId = ?`, m.doc.ID); err != nil {
+				return err
+			}
+			delete(m.a.rows, m.doc.ID)
+			clear(m.a.taken)
+		}
+		var failed []string
+		for _, m := range set {
+			d := m.doc
+			d.Fields = m.a.p.over(m.old, m.doc.Fields)
+			out, err := m.a.insertRaw(&d, m.old)
+			if err != nil {
+				return err
+			}
+			if out != applied {
+				failed = append(failed, m.doc.ID)
+			}
+		}
+		if len(failed) == 0 {
+			if err := s.tx.exec(`RELEASE tidemark_swap`); err != nil {
+				return err
+			}
+			for i := range set {
+				if err := set[i].a.file(&set[i].doc, applied); err != nil {
+					return err
+				}
+			}
+			break
+		}
+		if err := s.tx.exec(`ROLLBACK TO tidemark_swap`); err != nil {
+			return err
+		}
+		if err := s.tx.exec(`RELEASE tidemark_swap`); err != nil {
+			return err
+		}
+		set = slices.DeleteFunc(set, func(m moved) bool {
+			m.a.rows[m.doc.ID] = &rowRef{}
+			return slices.Contains(failed, m.doc.ID)
+		})
+	}
+	for _, p := range s.plans {
+		if _, err := s.each(p, "collides", func(a *applier, d *messages.Document) (bool, error) {
+			if done, err := s.retry(a, d); err != nil || done {
+				return done, err
+			}
+			return true, a.file(d, dead)
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// over lays a document's fields over the row's own values, for columns that the
+// document does not know.
+func (p *plan) over(old []any, fields map[string]any) map[string]any {
+	out := make(map[string]any, len(fields))
+	for f, v := range fields {
+		out[f] = v
+	}
+	for i := range p.cols {
+		if c := &p.cols[i]; c.surrogate {
+			out[c.Name] = old[i]
+		}
+	}
+	return out
+}
+
+// insertRaw puts a row back that was taken out: the document's values, and the old
+// ones for columns it does not have.
+func (a *applier) insertRaw(d *messages.Document, old []any) (outcome, error) {
+	out, err := a.insert(d)
+	if err != nil || out != applied {
+		return out, err
+	}
+	var set []string
+	var args []any
+	for i := range a.p.cols {
+		c := &a.p.cols[i]
+		if _, ok := d.Fields[c.Name]; !ok && old[i] != nil {
+			set, args = append(set, c.quoted+" = ?"), append(args, old[i])
+		}
+	}
+	if len(set) == 0 {
+		return applied, nil
+	}
+	if _, err := a.tx.run("UPDATE "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID)...); err != nil {
+		return a.refused(err)
+	}
+	return applied, nil
+}

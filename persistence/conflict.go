@@ -1,0 +1,112 @@
+package persistence
+
+import (
+	"time"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+// later is the order that decides conflicts, the same on every device: the greater
+// (updatedOn, updatedBy) wins.
+func later(on int64, by string, otherOn int64, otherBy string) bool {
+	return on > otherOn || on == otherOn && by > otherBy
+}
+
+// conflict settles a newer document against a row that was changed here.
+func (a *applier) conflict(d *messages.Document) (outcome, error) {
+	row, err := a.p.rowByID(a.tx, d.ID)
+	if err != nil || row == nil {
+		return 0, err
+	}
+	same := a.p.same(row, d)
+	var localWins bool
+	reason := "changed on both sides; the later edit wins"
+	switch a.p.options.Policy {
+	case ServerWins:
+		reason = "changed on both sides; the table's policy is " + string(ServerWins)
+	case ClientWins:
+		localWins, reason = true, "changed on both sides; the table's policy is "+string(ClientWins)
+	default:
+		localWins = later(row.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy)
+		if same {
+			localWins = row.updatedOn > d.UpdatedOn // nothing differs: only the later time has to go up
+		}
+	}
+	if !localWins {
+		out, err := a.update(d, 0)
+		if err != nil || out != applied || same {
+			return out, err
+		}
+		return applied, a.keepConflict(row, d, "server", reason)
+	}
+	// Ours goes up on top of the version it beat, with a time above both.
+	if err := a.tx.exec(`UPDATE `+a.p.name+` SET serverId = clientId, serverVersion = ?, updatedBy = ?,
+		updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END, isDirty = 1 WHERE clientId = ?`,
+		d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, d.ID); err != nil {
+		return 0, err
+	}
+	a.rows[d.ID] = &rowRef{dirty: true, version: d.UpdateTime}
+	if same {
+		return applied, nil
+	}
+	return applied, a.keepConflict(row, d, "local", reason)
+}
+
+// againstTombstone settles a document of a row that was deleted here. done is
+// false when the document should go on as a new row.
+func (a *applier) againstTombstone(d *messages.Document) (out outcome, done bool, err error) {
+	var on, version int64
+	var dirty bool
+	ok, err := found(a.tx.row(`SELECT updatedOn, isDirty, coalesce(serverVersion, 0) FROM tidemark_tombstones WHERE tableName = ? AND clientId = ?`,
+		a.p.t.Name, d.ID).Scan(&on, &dirty, &version))
+	if err != nil || !ok {
+		return 0, false, err
+	}
+	if version >= d.UpdateTime {
+		return skipped, true, nil
+	}
+	if d.Deleted {
+		return applied, true, a.tombstone(d) // deleted on both sides
+	}
+	if dirty && later(on, a.me, d.UpdatedOn, d.UpdatedBy) {
+		if err := a.tx.exec(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ?, updatedBy = ? WHERE tableName = ? AND clientId = ?`,
+			d.UpdateTime, a.me, a.p.t.Name, d.ID); err != nil {
+			return 0, true, err
+		}
+		return applied, true, a.keepConflict(nil, d, "local", "deleted here after it was changed there")
+	}
+	if out, err = a.insert(d); err != nil || out != applied {
+		return out, true, err
+	}
+	if err := a.dropTombstone(d.ID); err != nil {
+		return 0, true, err
+	}
+	if dirty {
+		return applied, true, a.keepConflict(nil, d, "server", "changed there after it was deleted here")
+	}
+	return applied, true, nil
+}
+
+func (a *applier) dropTombstone(id string) error {
+	return a.tx.exec(`DELETE FROM tidemark_tombstones WHERE tableName = ? AND clientId = ?`, a.p.t.Name, id)
+}
+
+// keepConflict keeps both versions, who won and why. row is nil when the local
+// side was a delete.
+func (a *applier) keepConflict(row *localRow, d *messages.Document, winner, reason string) error {
+	a.counts.Table(a.p.t.Name, messages.TableCounts{Conflicts: 1})
+	var mine []byte
+	if row != nil {
+		md := a.p.document(row, row.updatedBy)
+		var err error
+		if mine, err = marshalDocument(&md); err != nil {
+			return err
+		}
+	}
+	theirs, err := marshalDocument(d)
+	if err != nil {
+		return err
+	}
+	return a.tx.exec(`INSERT INTO tidemark_conflicts (tableName, documentId, winner, reason, localVersion, serverVersion, detectedOn) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+		a.p.t.Name, d.ID, winner, reason, mine, theirs, time.Now().UnixMilli())
+}

@@ -1,0 +1,88 @@
+package persistence
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Errors of the local side that a caller can act on.
+var (
+	// ErrNotAttached: the database has no tracked tables yet. Call Attach.
+	ErrNotAttached = errors.New("the database is not attached")
+	// ErrLocked: another program holds a long transaction on the database.
+	ErrLocked = errors.New("the database is locked by another program: end its transaction and try again")
+	// ErrDiskFull: there is no room. Nothing was changed.
+	ErrDiskFull = errors.New("the disk is full: free some space and try again; nothing was changed")
+	// ErrReadOnly: the file or its folder cannot be written.
+	ErrReadOnly = errors.New("the database cannot be written: check the rights of the file and of its folder, and that the disk is not mounted read-only")
+	// ErrNotDatabase: the file is something else, or damaged.
+	ErrNotDatabase = errors.New("the file is not a SQLite database, or it is damaged: check the path, or restore a snapshot")
+)
+
+// environment are the texts by which every SQLite driver reports that the
+// machine, not the statement, is at fault.
+var environment = []struct {
+	text string
+	err  error
+}{
+	{"database is locked", ErrLocked},
+	{"database table is locked", ErrLocked},
+	{"SQLITE_BUSY", ErrLocked},
+	{"database or disk is full", ErrDiskFull},
+	{"no space left", ErrDiskFull},
+	{"readonly database", ErrReadOnly},
+	{"unable to open database", ErrReadOnly},
+	{"not a database", ErrNotDatabase},
+	{"malformed", ErrNotDatabase},
+	{"disk I/O error", nil},
+	{"out of memory", nil},
+	{"interrupted", nil},
+	{"no such table", nil},
+	{"no such column", nil},
+	{"has been locked", nil},
+	{"bad connection", nil},
+	{"database is closed", nil},
+}
+
+// explain adds the remedy to what the driver said.
+func explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, e := range environment {
+		if e.err != nil && strings.Contains(err.Error(), e.text) && !errors.Is(err, e.err) {
+			return fmt.Errorf("%w (%w)", e.err, err)
+		}
+	}
+	return err
+}
+
+// rowsFault reports whether a failed statement is the fault of the row it wrote (a
+// constraint, a type, a trigger's RAISE) and not of the machine or the caller.
+func rowsFault(err error) bool {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return false
+	}
+	for _, e := range environment {
+		if strings.Contains(err.Error(), e.text) {
+			return false
+		}
+	}
+	return true
+}
+
+// collision reports whether a failed statement met a UNIQUE or primary key.
+func collision(err error) bool {
+	return err != nil && (strings.Contains(err.Error(), "UNIQUE constraint failed") || strings.Contains(err.Error(), "PRIMARY KEY must be unique"))
+}
+
+// newID mints a random id of 32 hexadecimal digits.
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails; it aborts the program instead
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,239 @@
+package persistence
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/uptrace/bun"
+)
+
+// Local is the application's database as the engine sees it. It is safe for
+// concurrent use; its writes take their turn.
+type Local struct {
+	db   *bun.DB
+	info DeviceInfo
+
+	mu      sync.Mutex // guards schema
+	schema  *Schema
+	plans   map[string]*plan
+	version int64
+}
+
+// DeviceInfo describes this installation to people, in its Devices record.
+type DeviceInfo struct{ Name, Platform, Version string }
+
+// Open prepares the engine's side of an attached (or not yet attached) database:
+// it creates the bookkeeping tables where they are missing and mints an
+// installation id for a file that has none, which is a new or a restored one.
+func Open(ctx context.Context, db *bun.DB, info DeviceInfo) (*Local, error) {
+	l := &Local{db: db, info: info}
+	err := l.write(ctx, func(tx *tx) error {
+		var id string
+		if err := tx.row(`SELECT installationId FROM tidemark_state`).Scan(&id); err != nil {
+			return err
+		}
+		if id != "" {
+			return nil
+		}
+		return tx.exec(`UPDATE tidemark_state SET installationId = ?`, newID())
+	}, createBookkeeping)
+	if err != nil {
+		return nil, fmt.Errorf("open the database for sync: %w", err)
+	}
+	return l, nil
+}
+
+// queryer is what database/sql's DB, Conn and Tx have in common. Application data
+// goes through it and is always bound: bun inlines literals, and a NUL in a text
+// would end the statement.
+type queryer interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// tx is one transaction of the engine: immediate, on a connection of its own,
+// with the triggers silenced and foreign keys not enforced. Not enforced, because
+// the engine decides itself what refers to what and a cascade would delete rows
+// that nobody deleted; it never commits a reference to nothing.
+type tx struct {
+	ctx   context.Context //nolint:containedctx // a tx lives inside one call and has its context
+	conn  *sql.Conn
+	stmts map[string]*sql.Stmt
+}
+
+// write runs fn in one transaction. Whatever fn returns as an error undoes it all.
+func (l *Local) write(ctx context.Context, fn func(*tx) error, before ...func(context.Context, queryer) error) (err error) {
+	conn, err := l.db.Conn(ctx)
+	if err != nil {
+		return fmt.Errorf("get a database connection: %w", err)
+	}
+	restore, err := prepareConn(ctx, conn.Conn)
+	defer func() {
+		restore()
+		err = errors.Join(err, conn.Close())
+	}()
+	if err != nil {
+		return err
+	}
+	if _, err := conn.Conn.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
+		return fmt.Errorf("begin a transaction: %w", explain(err))
+	}
+	t := &tx{ctx: ctx, conn: conn.Conn, stmts: map[string]*sql.Stmt{}}
+	committed := false
+	defer func() {
+		t.closeStatements()
+		if !committed {
+			_, _ = conn.Conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK") // fails when SQLite rolled back already
+		}
+	}()
+	for _, b := range before {
+		if err := b(ctx, conn.Conn); err != nil {
+			return err
+		}
+	}
+	if err := t.exec(`UPDATE tidemark_state SET applying = 1`); err != nil {
+		return err
+	}
+	if err := fn(t); err != nil {
+		return err
+	}
+	if err := t.exec(`UPDATE tidemark_state SET applying = 0`); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	t.closeStatements()
+	if _, err := conn.Conn.ExecContext(context.WithoutCancel(ctx), "COMMIT"); err != nil {
+		return fmt.Errorf("commit: %w", explain(err))
+	}
+	committed = true
+	return nil
+}
+
+// minBusyTimeout in ms: the application's own transactions are short, ours too.
+const minBusyTimeout = 10_000
+
+// prepareConn turns off foreign-key enforcement and makes the connection wait for
+// the application's writes; the returned function puts back what was there.
+func prepareConn(ctx context.Context, conn *sql.Conn) (restore func(), err error) {
+	var fk, busy int
+	undo := []string{}
+	restore = func() {
+		for _, q := range undo {
+			_, _ = conn.ExecContext(context.WithoutCancel(ctx), q)
+		}
+	}
+	if err := conn.QueryRowContext(ctx, "PRAGMA busy_timeout").Scan(&busy); err != nil {
+		return restore, fmt.Errorf("prepare a database connection: %w", explain(err))
+	}
+	if busy < minBusyTimeout {
+		undo = append(undo, fmt.Sprintf("PRAGMA busy_timeout = %d", busy))
+		if err := drain(ctx, conn, fmt.Sprintf("PRAGMA busy_timeout = %d", minBusyTimeout)); err != nil {
+			return restore, fmt.Errorf("prepare a database connection: %w", explain(err))
+		}
+	}
+	if err := conn.QueryRowContext(ctx, "PRAGMA foreign_keys").Scan(&fk); err != nil {
+		return restore, fmt.Errorf("prepare a database connection: %w", explain(err))
+	}
+	if fk != 0 {
+		undo = append(undo, "PRAGMA foreign_keys = ON")
+		if _, err := conn.ExecContext(ctx, "PRAGMA foreign_keys = OFF"); err != nil {
+			return restore, fmt.Errorf("prepare a database connection: %w", explain(err))
+		}
+	}
+	return restore, nil
+}
+
+// drain runs a statement that may answer with rows.
+func drain(ctx context.Context, q queryer, query string) error {
+	rows, err := q.QueryContext(ctx, query)
+	if err != nil {
+		return err
+	}
+	for rows.Next() { //nolint:revive // nothing to keep
+	}
+	return errors.Join(rows.Err(), rows.Close())
+}
+
+// prepare returns the statement for a query, prepared once a transaction.
+func (t *tx) prepare(query string) (*sql.Stmt, error) {
+	if s := t.stmts[query]; s != nil {
+		return s, nil
+	}
+	s, err := t.conn.PrepareContext(t.ctx, query)
+	if err != nil {
+		return nil, fmt.Errorf("prepare %.80q: %w", query, explain(err))
+	}
+	t.stmts[query] = s
+	return s, nil
+}
+
+func (t *tx) closeStatements() {
+	for q, s := range t.stmts {
+		_ = s.Close()
+		delete(t.stmts, q)
+	}
+}
+
+// run executes a prepared statement and says how many rows it changed.
+func (t *tx) run(query string, args ...any) (int64, error) {
+	s, err := t.prepare(query)
+	if err != nil {
+		return 0, err
+	}
+	res, err := s.ExecContext(t.ctx, args...)
+	if err != nil {
+		return 0, explain(err)
+	}
+	return res.RowsAffected()
+}
+
+func (t *tx) exec(query string, args ...any) error {
+	_, err := t.run(query, args...)
+	return err
+}
+
+func (t *tx) row(query string, args ...any) scanner {
+	s, err := t.prepare(query)
+	if err != nil {
+		return failed{err}
+	}
+	return s.QueryRowContext(t.ctx, args...)
+}
+
+// each calls fn for every row of a query; scan reads the current one.
+func (t *tx) each(query string, args []any, fn func(scan func(...any) error) error) error {
+	s, err := t.prepare(query)
+	if err != nil {
+		return err
+	}
+	rows, err := s.QueryContext(t.ctx, args...)
+	if err != nil {
+		return explain(err)
+	}
+	for rows.Next() {
+		if err := fn(rows.Scan); err != nil {
+			return errors.Join(err, rows.Close())
+		}
+	}
+	return errors.Join(rows.Err(), rows.Close())
+}
+
+type scanner interface{ Scan(dest ...any) error }
+
+type failed struct{ err error }
+
+func (f failed) Scan(...any) error { return f.err }
+
+// found turns sql.ErrNoRows into false.
+func found(err error) (bool, error) {
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil, err
+}

@@ -1,0 +1,471 @@
+package persistence
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+// Settle ends a download, in one transaction: received documents that waited are
+// tried again, rows that refer to each other in a circle go in together, unique
+// keys are decided, tombstones are applied or their rows revived, and what was seen
+// moves to the targets. asked and fetched are the lookups that earlier Settlements of
+// the same download wanted, and the documents that exist.
+func (l *Local) Settle(ctx context.Context, asked map[string][]string, fetched []messages.Document, step messages.Step) (messages.Settlement, error) {
+	plans, err := l.allPlans(ctx)
+	if err != nil {
+		return messages.Settlement{}, err
+	}
+	var out messages.Settlement
+	err = l.write(ctx, func(tx *tx) error {
+		out = messages.Settlement{Lookup: map[string][]string{}}
+		s := &settler{tx: tx, plans: plans, out: &out, appliers: map[string]*applier{}, byName: map[string]*plan{}, asked: asked}
+		for _, p := range plans {
+			s.byName[p.t.Name] = p
+		}
+		var broken bool
+		if err := tx.row(`SELECT cutBroken FROM tidemark_state`).Scan(&broken); err != nil {
+			return err
+		}
+		if err := s.undelete(fetched); err != nil {
+			return err
+		}
+		if err := s.inbox(); err != nil {
+			return err
+		}
+		if broken {
+			// What was read whole was read at two times: a tombstone and a child may
+			// belong to different moments. The next round has one cut.
+			out.Again, out.Lookup = true, nil
+		} else {
+			if err := s.wanted(); err != nil || len(out.Lookup) > 0 {
+				return err
+			}
+			if err := s.collisions(); err != nil {
+				return err
+			}
+			if err := s.tombstones(); err != nil {
+				return err
+			}
+		}
+		if err := tx.advance(); err != nil {
+			return err
+		}
+		step.Counts.Add(out.Counts)
+		return tx.step(step)
+	})
+	if err != nil {
+		return out, fmt.Errorf("settle the download: %w", err)
+	}
+	return out, nil
+}
+
+type settler struct {
+	tx       *tx
+	plans    []*plan // parents first
+	byName   map[string]*plan
+	out      *messages.Settlement
+	appliers map[string]*applier
+	asked    map[string][]string
+}
+
+func (s *settler) applier(p *plan) (*applier, error) {
+	if a := s.appliers[p.t.Name]; a != nil {
+		return a, nil
+	}
+	a, err := newApplier(s.tx, p, &s.out.Counts)
+	if err != nil {
+		return nil, err
+	}
+	a.settle = true
+	s.appliers[p.t.Name] = a
+	return a, nil
+}
+
+// received reads a table's documents of one kind from the inbox, in batches.
+func (s *settler) received(p *plan, kind, after string, limit int) ([]messages.Document, error) {
+	var docs []messages.Document
+	err := s.tx.each(`SELECT document FROM tidemark_inbox WHERE tableName = ? AND kind = ? AND documentId > ? ORDER BY documentId LIMIT ?`,
+		[]any{p.t.Name, kind, after, limit}, func(scan func(...any) error) error {
+			var raw []byte
+			if err := scan(&raw); err != nil {
+				return err
+			}
+			d, err := unmarshalDocument(p.t.Name, raw)
+			docs = append(docs, d)
+			return err
+		})
+	return docs, err
+}
+
+const inboxBatch = 500
+
+// each calls fn with every document of one kind and reports whether any was
+// settled.
+func (s *settler) each(p *plan, kind string, fn func(a *applier, d *messages.Document) (bool, error)) (progress bool, err error) {
+	a, err := s.applier(p)
+	if err != nil {
+		return false, err
+	}
+	for after := ""; ; {
+		docs, err := s.received(p, kind, after, inboxBatch)
+		if err != nil || len(docs) == 0 {
+			return progress, err
+		}
+		after = docs[len(docs)-1].ID
+		if err := a.look(docs); err != nil {
+			return progress, err
+		}
+		for i := range docs {
+			done, err := fn(a, &docs[i])
+			if err != nil {
+				return progress, err
+			}
+			progress = progress || done
+		}
+	}
+}
+
+// retry tries a received document once more and says whether that settled it.
+func (s *settler) retry(a *applier, d *messages.Document) (bool, error) {
+	out, err := a.one(d)
+	if err != nil {
+		return false, err
+	}
+	switch out {
+	case applied, dead:
+		return true, a.file(d, out)
+	case skipped:
+		return true, s.tx.exec(`DELETE FROM tidemark_inbox WHERE tableName = ? AND documentId = ?`, a.p.t.Name, d.ID)
+	case waiting, collides:
+		kind := map[outcome]string{waiting: "waiting", collides: "collides"}[out]
+		return false, s.tx.exec(`UPDATE tidemark_inbox SET kind = ?, reason = ? WHERE tableName = ? AND documentId = ?`, kind, a.reason, a.p.t.Name, d.ID)
+	}
+	return false, nil
+}
+
+// inbox retries what waits until nothing moves any more, then lets the rows in
+// that only wait for each other.
+func (s *settler) inbox() error {
+	for {
+		progress := false
+		for _, p := range s.plans {
+			for _, kind := range []string{"waiting", "collides"} {
+				moved, err := s.each(p, kind, s.retry)
+				if err != nil {
+					return err
+				}
+				progress = progress || moved
+			}
+		}
+		if progress {
+			continue
+		}
+		moved, err := s.circles()
+		if err != nil || !moved {
+			return err
+		}
+	}
+}
+
+// docKey names a document across tables.
+type docKey struct{ table, id string }
+
+// missing lists the parents of a document that are not here.
+func (s *settler) missing(a *applier, d *messages.Document) ([]docKey, error) {
+	var out []docKey
+	for i := range a.p.refs {
+		r := &a.p.refs[i]
+		id, ok := d.Fields[r.field].(string)
+		if !ok {
+			continue
+		}
+		key, err := a.parentKey(r, id)
+		if err != nil {
+			return nil, err
+		}
+		if key == nil {
+			out = append(out, docKey{r.parent.Name, id})
+		}
+	}
+	return out, nil
+}
+
+// circles inserts new rows that refer to each other: the greatest set of waiting
+// documents whose missing parents are all in the set. Their local keys are chosen
+// first, then they go in; nothing enforces foreign keys in between, and at the
+// commit every reference is to something.
+func (s *settler) circles() (bool, error) {
+	needs := map[docKey][]docKey{}
+	docs := map[docKey]messages.Document{}
+	for _, p := range s.plans {
+		if len(p.refs) == 0 {
+			continue
+		}
+		if _, err := s.each(p, "waiting", func(a *applier, d *messages.Document) (bool, error) {
+			m, err := s.missing(a, d)
+			if err == nil && a.rows[d.ID] == nil {
+				needs[docKey{p.t.Name, d.ID}] = m
+				docs[docKey{p.t.Name, d.ID}] = *d
+			}
+			return false, err
+		}); err != nil {
+			return false, err
+		}
+	}
+	for shrunk := true; shrunk; {
+		shrunk = false
+		for k, ms := range needs {
+			if slices.ContainsFunc(ms, func(m docKey) bool { _, in := needs[m]; return !in }) {
+				delete(needs, k)
+				shrunk = true
+			}
+		}
+	}
+	if len(needs) == 0 {
+		return false, nil
+	}
+	order := make([]docKey, 0, len(needs))
+	for k := range needs {
+		order = append(order, k)
+	}
+	slices.SortFunc(order, func(a, b docKey) int {
+		if a.table != b.table {
+			return slices.IndexFunc(s.plans, func(p *plan) bool { return p.t.Name == a.table }) - slices.IndexFunc(s.plans, func(p *plan) bool { return p.t.Name == b.table })
+		}
+		if a.id < b.id {
+			return -1
+		}
+		return 1
+	})
+	// Local keys: the document's own values, a surrogate renumbered where taken.
+	for _, k := range order {
+		if err := s.reserve(k, docs); err != nil {
+			return false, err
+		}
+	}
+	progress := false
+	for _, k := range order {
+		a, err := s.applier(s.byName[k.table])
+		if err != nil {
+			return false, err
+		}
+		d := docs[k]
+		a.taken = map[int64]bool{} // its number is its own by now
+		done, err := s.retry(a, &d)
+		if err != nil {
+			return false, err
+		}
+		progress = progress || done
+	}
+	// A key that was promised to a row that did not go in must not be used.
+	for _, a := range s.appliers {
+		clear(a.keys)
+	}
+	return progress, s.undangle(order)
+}
+
+// reserve chooses the local key of a row that is not in yet and tells every
+// applier, so that the others of its circle can refer to it.
+func (s *settler) reserve(k docKey, docs map[docKey]messages.Document) error {
+	p := s.byName[k.table]
+	d := docs[k]
+	if p.surrogate != "" {
+		n, ok := d.Fields[p.surrogate].(int64)
+		c := quote(p.surrogate)
+		var used int
+		if ok {
+			if err := s.tx.row(`SELECT count(*) FROM `+p.name+` WHERE `+c+` = ?`, n).Scan(&used); err != nil {
+				return err
+			}
+			for o, other := range docs { // another of the circle may have the same number
+				if m, is := other.Fields[p.surrogate].(int64); is && o.table == k.table && o.id < k.id && m == n {
+					used++
+				}
+			}
+		}
+		if !ok || used > 0 {
+			if err := s.tx.row(`SELECT coalesce(max(` + c + `), 0) + 1 FROM ` + p.name).Scan(&n); err != nil {
+				return err
+			}
+			for o, other := range docs {
+				if m, is := other.Fields[p.surrogate].(int64); is && o.table == k.table && m >= n {
+					n = m + 1
+				}
+			}
+			fields := make(map[string]any, len(d.Fields))
+			for f, v := range d.Fields {
+				fields[f] = v
+			}
+			fields[p.surrogate] = n
+			d.Fields = fields
+			docs[k] = d
+		}
+	}
+	for _, c := range p.children {
+		child := s.byName[c.child.Name]
+		a, err := s.applier(child)
+		if err != nil {
+			return err
+		}
+		for i := range child.refs {
+			r := &child.refs[i]
+			if r.parent != p.t || r.fk.ID != c.fk.ID {
+				continue
+			}
+			key := make([]any, len(r.fk.ParentColumns))
+			for n, col := range r.fk.ParentColumns {
+				key[n] = toSQL(d.Fields[p.column(col)])
+			}
+			a.keys[r.keySQL+"\x00"+k.id] = key
+		}
+	}
+	return nil
+}
+
+// column is the name as the plan spells it; SQL compares names without case.
+func (p *plan) column(name string) string {
+	for i := range p.cols {
+		if strings.EqualFold(p.cols[i].Name, name) {
+			return p.cols[i].Name
+		}
+	}
+	return name
+}
+
+// undangle takes rows of a circle out again whose partner did not go in after all
+// (it collided, or did not fit); their documents go on waiting.
+func (s *settler) undangle(order []docKey) error {
+	for again := true; again; {
+		again = false
+		for _, k := range order {
+			p := s.byName[k.table]
+			row, err := p.rowByID(s.tx, k.id)
+			if err != nil {
+				return err
+			}
+			if row == nil || !slices.ContainsFunc(row.parents, func(o parentOf) bool { return o.dangling }) {
+				continue
+			}
+			d := p.document(row, row.updatedBy)
+			if err := s.tx.exec(`DELETE FROM `+p.name+` WHERE clientId = ?`, k.id); err != nil {
+				return err
+			}
+			a, err := s.applier(p)
+			if err != nil {
+				return err
+			}
+			delete(a.rows, k.id)
+			a.reason = "waits for a row that could not be applied"
+			if err := a.file(&d, waiting); err != nil {
+				return err
+			}
+			again = true
+		}
+	}
+	return nil
+}
+
+// wanted names the parents that waiting documents refer to and that were deleted
+// here: the child's side wins, and the parent's data is on the server.
+func (s *settler) wanted() error {
+	for _, p := range s.plans {
+		if _, err := s.each(p, "waiting", func(a *applier, d *messages.Document) (bool, error) {
+			ms, err := s.missing(a, d)
+			if err != nil {
+				return false, err
+			}
+			for _, m := range ms {
+				if err := s.want(m); err != nil {
+					return false, err
+				}
+			}
+			return false, nil
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// want asks for a document that is missing because it was deleted here.
+func (s *settler) want(k docKey) error {
+	if slices.Contains(s.asked[k.table], k.id) || slices.Contains(s.out.Lookup[k.table], k.id) {
+		return nil
+	}
+	var n int
+	if err := s.tx.row(`SELECT count(*) FROM tidemark_tombstones WHERE tableName = ? AND clientId = ? AND survivor = ''`, k.table, k.id).Scan(&n); err != nil {
+		return err
+	}
+	if n > 0 {
+		s.out.Lookup[k.table] = append(s.out.Lookup[k.table], k.id)
+	}
+	return nil
+}
+
+// undelete brings back rows that were deleted here and got a child elsewhere: as
+// they are on the server when they live there, otherwise as an edit that revives
+// the document.
+func (s *settler) undelete(fetched []messages.Document) error {
+	for progress := true; progress; {
+		progress = false
+		for i := range fetched {
+			d := fetched[i]
+			p := s.byName[d.Table]
+			if p == nil {
+				continue
+			}
+			a, err := s.applier(p)
+			if err != nil {
+				return err
+			}
+			if err := a.look([]messages.Document{d}); err != nil {
+				return err
+			}
+			if a.rows[d.ID] != nil {
+				continue
+			}
+			wasDeleted := d.Deleted
+			d.Deleted = false
+			out, err := a.insert(&d)
+			if err != nil {
+				return err
+			}
+			if out == waiting {
+				ms, err := s.missing(a, &d)
+				if err != nil {
+					return err
+				}
+				for _, m := range ms {
+					if err := s.want(m); err != nil {
+						return err
+					}
+				}
+				continue
+			}
+			if out != applied {
+				if err := a.file(&d, dead); err != nil {
+					return err
+				}
+				continue
+			}
+			progress = true
+			if err := a.dropTombstone(d.ID); err != nil {
+				return err
+			}
+			if wasDeleted {
+				if err := s.tx.exec(`UPDATE `+p.name+` SET isDirty = 1, updatedOn = ?, updatedBy = ? WHERE clientId = ?`, d.UpdatedOn+1, a.me, d.ID); err != nil {
+					return err
+				}
+				a.rows[d.ID].dirty = true
+			}
+			if err := a.file(&d, applied); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

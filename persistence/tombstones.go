@@ -1,0 +1,219 @@
+package persistence
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+// tombstones applies the deletes of a download, children before parents. A parent
+// that a live or waiting row still refers to is revived instead: nothing that
+// somebody created disappears because somebody else deleted something first.
+func (s *settler) tombstones() error {
+	held, err := s.heldByWaiting()
+	if err != nil {
+		return err
+	}
+	for {
+		progress := false
+		for _, p := range slices.Backward(s.plans) {
+			moved, err := s.each(p, "tombstone", func(a *applier, d *messages.Document) (bool, error) {
+				if held[docKey{p.t.Name, d.ID}] {
+					return false, nil
+				}
+				refs, err := s.referrers(p, d.ID)
+				if err != nil || len(refs) > 0 {
+					return false, err
+				}
+				return true, s.bury(a, d)
+			})
+			if err != nil {
+				return err
+			}
+			progress = progress || moved
+		}
+		if progress {
+			continue
+		}
+		moved, err := s.blocked(held)
+		if err != nil || !moved {
+			return err
+		}
+	}
+}
+
+// heldByWaiting are the parents that documents still in the inbox refer to.
+func (s *settler) heldByWaiting() (map[docKey]bool, error) {
+	held := map[docKey]bool{}
+	for _, p := range s.plans {
+		for _, kind := range []string{"waiting", "collides"} {
+			if _, err := s.each(p, kind, func(_ *applier, d *messages.Document) (bool, error) {
+				for i := range p.refs {
+					if id, ok := d.Fields[p.refs[i].field].(string); ok {
+						held[docKey{p.refs[i].parent.Name, id}] = true
+					}
+				}
+				return false, nil
+			}); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return held, nil
+}
+
+// referrers lists the live rows that refer to a row, itself excepted.
+func (s *settler) referrers(p *plan, id string) ([]docKey, error) {
+	var out []docKey
+	for _, c := range p.children {
+		match := make([]string, len(c.fk.Columns))
+		for i, col := range c.fk.Columns {
+			match[i] = "c." + quote(col) + " = p." + quote(c.fk.ParentColumns[i])
+		}
+		err := s.tx.each(`SELECT c.clientId FROM `+p.name+` p JOIN `+quote(c.child.Name)+` c ON `+strings.Join(match, " AND ")+` WHERE p.clientId = ?`,
+			[]any{id}, func(scan func(...any) error) error {
+				var child string
+				err := scan(&child)
+				if child != id || c.child != p.t {
+					out = append(out, docKey{c.child.Name, child})
+				}
+				return err
+			})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// blocked decides the tombstones whose rows are referred to: those that only other
+// deleted rows refer to go together, the others are revived.
+func (s *settler) blocked(held map[docKey]bool) (bool, error) {
+	refs := map[docKey][]docKey{}
+	docs := map[docKey]messages.Document{}
+	for _, p := range s.plans {
+		if _, err := s.each(p, "tombstone", func(a *applier, d *messages.Document) (bool, error) {
+			k := docKey{p.t.Name, d.ID}
+			r, err := s.referrers(p, d.ID)
+			if err != nil {
+				return false, err
+			}
+			if row := a.rows[d.ID]; row != nil && row.dirty {
+				mine, err := p.rowByID(s.tx, d.ID)
+				if err != nil {
+					return false, err
+				}
+				if later(mine.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy) {
+					return true, s.bury(a, d) // the edit here beats the delete: it lives, and holds its parents
+				}
+			}
+			refs[k], docs[k] = r, *d
+			return false, nil
+		}); err != nil {
+			return false, err
+		}
+	}
+	if len(docs) == 0 {
+		return false, nil
+	}
+	live := map[docKey]bool{}
+	for grown := true; grown; {
+		grown = false
+		for k, rs := range refs {
+			if live[k] {
+				continue
+			}
+			if held[k] || slices.ContainsFunc(rs, func(r docKey) bool { _, going := docs[r]; return !going || live[r] }) {
+				live[k] = true
+				grown = true
+			}
+		}
+	}
+	for _, p := range s.plans { // revive parents first, bury in any order
+		for k, d := range docs {
+			if k.table != p.t.Name {
+				continue
+			}
+			a, err := s.applier(p)
+			if err != nil {
+				return false, err
+			}
+			if live[k] {
+				err = s.revive(a, &d)
+			} else {
+				err = s.bury(a, &d)
+			}
+			if err != nil {
+				return false, err
+			}
+		}
+	}
+	return true, nil
+}
+
+// bury applies one tombstone: the row goes, unless a later edit of it here beats
+// the delete.
+func (s *settler) bury(a *applier, d *messages.Document) error {
+	row, err := a.p.rowByID(s.tx, d.ID)
+	if err != nil {
+		return err
+	}
+	if row == nil || row.serverVersion < d.UpdateTime {
+		if row != nil && row.dirty {
+			if later(row.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy) {
+				if err := s.tx.exec(`UPDATE `+a.p.name+` SET serverId = clientId, serverVersion = ? WHERE clientId = ?`, d.UpdateTime, d.ID); err != nil {
+					return err
+				}
+				if err := a.keepConflict(row, d, "local", "changed here after it was deleted there"); err != nil {
+					return err
+				}
+				return a.file(d, applied)
+			}
+			if err := a.keepConflict(row, d, "server", "deleted there after it was changed here"); err != nil {
+				return err
+			}
+		}
+		if err := s.tx.exec(`DELETE FROM `+a.p.name+` WHERE clientId = ?`, d.ID); err != nil {
+			return err
+		}
+		delete(a.rows, d.ID)
+		if err := a.agreed(d.ID); err != nil {
+			return err
+		}
+		if err := a.tombstone(d); err != nil {
+			return err
+		}
+	}
+	return a.file(d, applied)
+}
+
+// revive keeps a deleted parent alive: its last data, as an edit one millisecond
+// after the delete.
+func (s *settler) revive(a *applier, d *messages.Document) error {
+	live := *d
+	live.Deleted = false
+	row, err := a.p.rowByID(s.tx, d.ID)
+	if err != nil || row == nil {
+		return err
+	}
+	if row.dirty && later(row.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy) {
+		return s.bury(a, d) // the edit here revives it by itself
+	}
+	if row.dirty && !a.p.same(row, d) {
+		if err := a.keepConflict(row, d, "server", "deleted there after it was changed here, and revived for its children"); err != nil {
+			return err
+		}
+	}
+	out, err := a.update(&live, d.UpdatedOn+1)
+	if err != nil {
+		return err
+	}
+	if out != applied { // its last data does not fit here: the row as it is lives on
+		if err := s.tx.exec(`UPDATE `+a.p.name+` SET serverId = clientId, serverVersion = ?, isDirty = 1, updatedBy = ?,
+			updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END WHERE clientId = ?`, d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, d.ID); err != nil {
+			return err
+		}
+	}
+	return a.file(d, applied)
+}
