@@ -74,3 +74,38 @@ func (c *Cursor) Hold(table, id string) {
 	}
 	c.Held[DocumentKey{table, id}] = true
 }
+
+// BackupStanding is what decides whether this device may and should back up.
+type BackupStanding struct {
+	// Open: a download is half done.
+	Open bool
+	// Dirty counts what is left to upload, rows that were set aside excepted.
+	Dirty int64
+	// Seen is the vector a snapshot made now would have.
+	Seen Vector
+	// BackedUp is that of the newest snapshot we know, Generation its name, and
+	// BackedUpOn when we learnt of it (Unix ms); "" when we know none.
+	BackedUp   Vector
+	Generation string
+	BackedUpOn int64
+	// Changed counts the rows applied or uploaded since.
+	Changed int64
+}
+
+// Health is a database's state for people: what status shows.
+type Health struct {
+	InstallationID string
+	Tables         int
+	Dirty          int64
+	Waiting        int64
+	Dead           int64
+	Conflicts      int64
+	ClockOffsetMs  int64
+	// CheckedTill is the server's time (µs) up to which everything is here.
+	CheckedTill int64
+	Open        bool
+	Seen        Vector
+	Generation  string
+	BackedUpOn  int64
+	Maker       string
+}

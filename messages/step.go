@@ -24,6 +24,8 @@ type Counts struct {
 	Tables map[string]TableCounts `json:"tables,omitempty"`
 	Billed Billed                 `json:"billed,omitzero"`
 	Store  StoreUse               `json:"store,omitzero"`
+	// Snapshot is the generation of a snapshot that the step made.
+	Snapshot string `json:"snapshot,omitempty"`
 }
 
 // Table adds c to the counts of one table.

@@ -70,9 +70,16 @@ func (l *Local) Apply(ctx context.Context, table string, docs []messages.Documen
 				return err
 			}
 			a.skip = skip
-			culprit, err = a.page(docs)
-			if err != nil || after == nil {
+			if culprit, err = a.page(docs); err != nil {
 				return err
+			}
+			if n := counts.Tables[table].Applied; n > 0 {
+				if err := tx.exec(`UPDATE tidemark_state SET changedRows = changedRows + ?`, n); err != nil {
+					return err
+				}
+			}
+			if after == nil {
+				return nil
 			}
 			return tx.moveTo(table, *after)
 		})

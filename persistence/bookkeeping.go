@@ -34,6 +34,7 @@ var bookkeeping = []string{
 		backedUp TEXT NOT NULL DEFAULT '{}',         -- the vector of the snapshot we know of
 		backedUpOn INTEGER NOT NULL DEFAULT 0,       -- ms, when
 		generation TEXT NOT NULL DEFAULT '',         -- its generation
+		maker TEXT NOT NULL DEFAULT '',              -- the installation id that made it
 		changedRows INTEGER NOT NULL DEFAULT 0       -- rows applied or uploaded since that snapshot
 	)`,
 	`CREATE TABLE IF NOT EXISTS tidemark_tables (
@@ -78,32 +79,48 @@ var bookkeeping = []string{
 		isDirty INTEGER NOT NULL DEFAULT 1,
 		serverVersion INTEGER,
 		survivor TEXT NOT NULL DEFAULT '',
+		localKey TEXT NOT NULL DEFAULT '',           -- the key it had here, where foreign keys refer to the table
 		PRIMARY KEY (tableName, clientId)
 	) WITHOUT ROWID`,
 	`CREATE INDEX IF NOT EXISTS tidemark_tombstones_dirty ON tidemark_tombstones (tableName, clientId) WHERE isDirty = 1`,
+	`CREATE INDEX IF NOT EXISTS tidemark_tombstones_key ON tidemark_tombstones (tableName, localKey) WHERE isDirty = 1 AND localKey <> ''`,
 	// Rows that an INSERT OR REPLACE (or UPDATE OR REPLACE) may be about to delete
-	// without firing a trigger; keyNo 0 is the primary key. Confirmed afterwards
-	// against what really vanished.
+	// without firing a trigger, under the key by which the new row would replace
+	// them; keyNo 0 is the primary key. Confirmed afterwards against what really
+	// vanished. What an OR IGNORE or an upsert noted stays behind, until the same
+	// key is written again or sweep clears it.
 	`CREATE TABLE IF NOT EXISTS tidemark_replaced (
 		tableName TEXT NOT NULL,
-		clientId TEXT NOT NULL,
 		keyNo INTEGER NOT NULL,
+		keyValue TEXT NOT NULL,
+		clientId TEXT NOT NULL,
 		createdOn INTEGER,
 		updatedOn INTEGER,
 		serverId TEXT,
-		isDirty INTEGER,
 		serverVersion INTEGER,
+		PRIMARY KEY (tableName, keyNo, keyValue, clientId)
+	) WITHOUT ROWID`,
+	// Rows that the update trigger is marking at this very moment: keeps an
+	// application's trigger and ours from calling each other for ever.
+	`CREATE TABLE IF NOT EXISTS tidemark_marking (
+		tableName TEXT NOT NULL,
+		clientId TEXT NOT NULL,
+		at INTEGER NOT NULL,
 		PRIMARY KEY (tableName, clientId)
 	) WITHOUT ROWID`,
 	// Parents that a dirty row referred to when we last agreed with the server:
-	// their tombstones wait for the row.
+	// their tombstones wait for the row. parentId is filled in when the parent is
+	// deleted ('' until then), for a trigger may name no table but its own and so
+	// cannot look the parent up; '?' is a row of tidemark_replaced not yet confirmed.
 	`CREATE TABLE IF NOT EXISTS tidemark_left (
 		tableName TEXT NOT NULL,
 		clientId TEXT NOT NULL,
 		parentTable TEXT NOT NULL,
+		parentKey TEXT NOT NULL,
 		parentId TEXT NOT NULL,
-		PRIMARY KEY (tableName, clientId, parentTable, parentId)
+		PRIMARY KEY (tableName, clientId, parentTable, parentKey, parentId)
 	) WITHOUT ROWID`,
+	`CREATE INDEX IF NOT EXISTS tidemark_left_parent ON tidemark_left (parentTable, parentKey, parentId)`,
 	// Documents that were received and cannot be applied yet. kind: 'waiting' for a
 	// parent, 'collides' on a unique key, 'tombstone' until the download's end.
 	`CREATE TABLE IF NOT EXISTS tidemark_inbox (

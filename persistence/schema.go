@@ -42,7 +42,7 @@ type Table struct {
 	tracked map[string]Column // the tracked columns that are there, by folded name
 	every   []string          // the names of all columns, generated ones too
 	primary []keyTerm         // the primary key's columns; nil when it is the rowid
-	keys    []keyRef          // columns of this table that foreign keys refer to
+	keys    [][]string        // columns of this table that foreign keys refer to
 }
 
 // Column is one data column.
@@ -82,9 +82,6 @@ type Unique struct {
 type keyTerm struct {
 	column, expr, collation string
 }
-
-// keyRef is a key of a table that foreign keys refer to.
-type keyRef struct{ columns []string }
 
 // Schema is the application's tables.
 type Schema struct {
@@ -318,14 +315,7 @@ func (s *Schema) readForeignKeys(ctx context.Context, q queryer) error {
 		}
 		t.ForeignKeys = slices.Clip(valid)
 	}
-	for _, t := range s.Tables {
-		for _, fk := range t.ForeignKeys {
-			p := s.Table(fk.Parent)
-			if !slices.ContainsFunc(p.keys, func(k keyRef) bool { return slices.Equal(k.columns, fk.ParentColumns) }) {
-				p.keys = append(p.keys, keyRef{fk.ParentColumns})
-			}
-		}
-	}
+	s.noteKeys()
 	return nil
 }
 
@@ -384,7 +374,6 @@ func (s *Schema) keep(want func(*Table) bool) {
 		return true
 	})
 	for _, t := range s.Tables {
-		t.keys = nil
 		t.ForeignKeys = slices.DeleteFunc(t.ForeignKeys, func(fk ForeignKey) bool {
 			if s.Table(fk.Parent) != nil {
 				return false
@@ -394,11 +383,19 @@ func (s *Schema) keep(want func(*Table) bool) {
 			return true
 		})
 	}
+	s.noteKeys()
+}
+
+// noteKeys tells every table by which of its keys others refer to it.
+func (s *Schema) noteKeys() {
+	for _, t := range s.Tables {
+		t.keys = nil
+	}
 	for _, t := range s.Tables {
 		for _, fk := range t.ForeignKeys {
 			p := s.Table(fk.Parent)
-			if !slices.ContainsFunc(p.keys, func(k keyRef) bool { return slices.Equal(k.columns, fk.ParentColumns) }) {
-				p.keys = append(p.keys, keyRef{fk.ParentColumns})
+			if !slices.ContainsFunc(p.keys, func(k []string) bool { return slices.Equal(k, fk.ParentColumns) }) {
+				p.keys = append(p.keys, fk.ParentColumns)
 			}
 		}
 	}

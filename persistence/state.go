@@ -4,7 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
+
+	"github.com/uptrace/bun"
 
 	"github.com/tidemark-sync/tidemark/messages"
 )
@@ -339,4 +342,21 @@ func (t *tx) step(s messages.Step) error {
 	return t.exec(`INSERT INTO tidemark_ledger (cycle, round, stage, tableName, attempt, startedOn, tookUs, counts, error, traceId)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		s.Cycle, s.Round, s.Stage, s.Table, max(s.Attempt, 1), s.Started.UnixMilli(), took.Microseconds(), string(counts), s.Error, s.TraceID)
+}
+
+// Stale reports whether the schema changed since Attach: by the application, or
+// because the file came out of a snapshot. ErrNotAttached when there was none.
+func Stale(ctx context.Context, db *bun.DB) (bool, error) {
+	var attached, now, tables int64
+	err := db.DB.QueryRowContext(ctx, `SELECT schemaVersion, (SELECT count(*) FROM tidemark_tables) FROM tidemark_state`).Scan(&attached, &tables)
+	if err != nil && strings.Contains(err.Error(), "no such table") || err == nil && tables == 0 {
+		return false, fmt.Errorf("%w: attach it first", ErrNotAttached)
+	}
+	if err != nil {
+		return false, fmt.Errorf("read the schema's version: %w", explain(err))
+	}
+	if err := db.DB.QueryRowContext(ctx, `PRAGMA schema_version`).Scan(&now); err != nil {
+		return false, fmt.Errorf("read the schema's version: %w", explain(err))
+	}
+	return attached != now, nil
 }

@@ -128,7 +128,7 @@ func openRemote(dir string) (*Remote, error) {
 // open makes a pool. busy_timeout is short because SQLite's wait does not watch
 // the context: begin tries again.
 func open(path string, conns int, pragma string) (*sql.DB, error) {
-	q := url.Values{"_pragma": {"busy_timeout(200)", "journal_mode(WAL)", pragma}, "_txlock": {"immediate"}}
+	q := url.Values{"_pragma": {"busy_timeout(200)", "journal_mode(WAL)", pragma, "cache_size(-8000)", "wal_autocheckpoint(2000)"}, "_txlock": {"immediate"}}
 	if conns > 1 {
 		q = url.Values{"_pragma": {"busy_timeout(10000)", pragma}}
 	}

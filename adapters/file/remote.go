@@ -1,6 +1,7 @@
 package file
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"slices"
 	"time"
 
 	_ "modernc.org/sqlite" // the driver
@@ -112,21 +114,50 @@ func (r *Remote) Device(ctx context.Context, id string) (messages.Device, error)
 	return messages.Device{}, fmt.Errorf("read the record of %q: %w", id, classify(ctx, err))
 }
 
-// readable checks a read time in the transaction that reads at it.
-func (r *Remote) readable(ctx context.Context, tx *sql.Tx, readTime int64) error {
-	var last int64
-	if err := tx.QueryRowContext(ctx, `SELECT last FROM clock`).Scan(&last); err != nil {
+// view begins a transaction that may read at a read time; 0 is whatever the
+// transaction sees.
+func (r *Remote) view(ctx context.Context, readTime int64) (*sql.Tx, error) {
+	if err := r.check(ctx); err != nil {
+		return nil, err
+	}
+	for {
+		tx, err := r.reader.BeginTx(ctx, nil)
+		if err != nil || readTime == 0 {
+			return tx, err
+		}
+		var last int64
+		err = tx.QueryRowContext(ctx, `SELECT last FROM clock`).Scan(&last)
+		now := max(last, time.Now().UnixMicro())
+		switch {
+		case err != nil:
+		case readTime < now-History.Microseconds():
+			err = fmt.Errorf("the read time %d is %v old, the remote keeps %v: %w",
+				readTime, time.Duration(now-readTime)*time.Microsecond, History, messages.ErrReadTimeTooOld)
+		case readTime > now:
+			err = fmt.Errorf("the read time %d is ahead of the remote's clock, which was set back: %w", readTime, messages.ErrReadTimeTooOld)
+		case readTime > last:
+			// A power cut took the clock's last move back, and no commit since.
+			if err = errors.Join(tx.Rollback(), r.catchUp(ctx)); err != nil {
+				return nil, err
+			}
+			continue
+		default:
+			return tx, nil
+		}
+		return nil, errors.Join(err, tx.Rollback())
+	}
+}
+
+func (r *Remote) catchUp(ctx context.Context) error {
+	tx, err := begin(ctx, r.clock)
+	if err != nil {
 		return err
 	}
-	now := max(last, time.Now().UnixMicro())
-	if readTime < now-History.Microseconds() {
-		return fmt.Errorf("the read time %d is %v old, the remote keeps %v: %w",
-			readTime, time.Duration(now-readTime)*time.Microsecond, History, messages.ErrReadTimeTooOld)
+	defer tx.Rollback() //nolint:errcheck // nothing is lost
+	if _, err := tick(ctx, tx, 0); err != nil {
+		return err
 	}
-	if readTime > last {
-		return fmt.Errorf("the read time %d was not given out by Devices: %w", readTime, messages.ErrRejected)
-	}
-	return nil
+	return tx.Commit()
 }
 
 // Read implements the port. A read time of 0 is now.
@@ -172,17 +203,11 @@ func (r *Remote) Read(ctx context.Context, q messages.Query, yield func(messages
 // chunk returns the next documents of a query, up to n, and whether there may be
 // more.
 func (r *Remote) chunk(ctx context.Context, q messages.Query, n int) (docs []messages.Document, more bool, err error) {
-	if err := r.check(ctx); err != nil {
-		return nil, false, err
-	}
-	tx, err := r.reader.BeginTx(ctx, nil)
+	tx, err := r.view(ctx, q.ReadTime)
 	if err != nil {
 		return nil, false, err
 	}
 	defer tx.Rollback() //nolint:errcheck // nothing was written
-	if err := r.readable(ctx, tx, q.ReadTime); err != nil {
-		return nil, false, err
-	}
 	query, args := statement(q, n)
 	rows, err := tx.QueryContext(ctx, query, args...)
 	if err != nil {
@@ -244,18 +269,13 @@ func (r *Remote) Documents(ctx context.Context, table string, ids []string, read
 
 func (r *Remote) documents(ctx context.Context, table string, ids []string, readTime int64) (messages.Page, error) {
 	page := messages.Page{Reads: int64(len(ids))}
-	if err := r.check(ctx); err != nil {
-		return page, err
-	}
-	tx, err := r.reader.BeginTx(ctx, nil)
+	tx, err := r.view(ctx, readTime)
 	if err != nil {
 		return page, err
 	}
 	defer tx.Rollback() //nolint:errcheck // nothing was written
 	if readTime == 0 {
 		readTime = math.MaxInt64
-	} else if err := r.readable(ctx, tx, readTime); err != nil {
-		return page, err
 	}
 	stmt, err := tx.PrepareContext(ctx, `SELECT `+columns+` FROM versions WHERE tableName = ? AND id = ? AND updateTime <= ? AND (until IS NULL OR until > ?)`)
 	if err != nil {
@@ -324,11 +344,11 @@ func (r *Remote) commit(ctx context.Context, c *messages.Commit) (messages.Commi
 			return done, err
 		}
 		defer w.close()
-		for i := range c.Writes {
-			if err := w.write(ctx, &c.Writes[i]); err != nil {
+		for _, one := range unsorted(c.Writes) {
+			if err := w.write(ctx, one); err != nil {
 				return done, err
 			}
-			if c.Writes[i].Purge {
+			if one.Purge {
 				done.Deletes++
 			} else {
 				done.Writes++
@@ -371,6 +391,19 @@ func writeDevice(ctx context.Context, tx *sql.Tx, c *messages.Commit, now int64)
 type writer struct {
 	now                  int64
 	current, end, insert *sql.Stmt
+}
+
+// inOrder returns the writes in the order of the key: ids are random, and neighbours
+// share pages.
+func inOrder(writes []messages.Write) []*messages.Write {
+	sorted := make([]*messages.Write, len(writes))
+	for i := range writes {
+		sorted[i] = &writes[i]
+	}
+	slices.SortFunc(sorted, func(a, b *messages.Write) int {
+		return cmp.Or(cmp.Compare(a.Document.Table, b.Document.Table), cmp.Compare(a.Document.ID, b.Document.ID))
+	})
+	return sorted
 }
 
 func newWriter(ctx context.Context, tx *sql.Tx, now int64) (*writer, error) {
@@ -437,3 +470,10 @@ func (w *writer) write(ctx context.Context, one *messages.Write) error {
 	_, err = w.insert.ExecContext(ctx, d.Table, d.ID, w.now, d.Stamp.Device, d.Stamp.Seq, d.CreatedOn, d.UpdatedOn, d.UpdatedBy, w.now/1000, d.Deleted, d.Survivor, encode(d.Fields))
 	return err
 }
+func unsorted(writes []messages.Write) []*messages.Write {
+	sorted := make([]*messages.Write, len(writes))
+	for i := range writes {
+		sorted[i] = &writes[i]
+	}
+	return sorted
+	}

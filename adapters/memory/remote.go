@@ -107,7 +107,7 @@ func (s *Server) list(r *Remote, since int64, repeat bool) messages.DeviceList {
 		list = *r.devices
 	} else {
 		for _, d := range s.devices {
-			if d.UploadedOn > since {
+			if d.UploadedOn > max(0, since) {
 				list.Devices = append(list.Devices, d)
 			}
 		}

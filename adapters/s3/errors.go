@@ -1,0 +1,128 @@
+package s3
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+
+	smithy "github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+const (
+	loginRemedy  = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run `aws sso login`"
+	regionRemedy = "correct the region, or the endpoint, of the bucket in the configuration"
+	clockRemedy  = "set this machine's clock"
+)
+
+// ended is the error of a caller's context that has ended: a cancelled one belongs
+// to no class, a deadline is like any other silence.
+func ended(ctx context.Context, op string) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("%s: %w: %w", op, messages.ErrUnavailable, ctx.Err())
+	}
+	return fmt.Errorf("%s: %w", op, ctx.Err())
+}
+
+// ourEnd reports whether a call ended because we gave it up while the caller still
+// waits. Such an error is not passed on: it would look like the caller's own.
+func ourEnd(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// failed gives an error its class and its remedy.
+func (s *Store) failed(ctx context.Context, op string, err error) error {
+	if ctx.Err() != nil {
+		return ended(ctx, "s3: "+op)
+	}
+	if ourEnd(err) {
+		return fmt.Errorf("s3: %s: no answer in time: %w", op, messages.ErrUnavailable)
+	}
+	class, remedy := classify(err)
+	switch {
+	case errors.Is(class, messages.ErrNotFound) && errorCode(err) == "NoSuchBucket":
+		remedy = fmt.Sprintf("create the bucket %s or correct its name", s.bucket)
+	case errors.Is(class, messages.ErrUnauthorized) && remedy == "":
+		remedy = fmt.Sprintf("allow this account s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket and s3:AbortMultipartUpload on bucket %s", s.bucket)
+	}
+	if remedy != "" {
+		return fmt.Errorf("s3: %s: %w: %s: %w", op, class, remedy, err)
+	}
+	return fmt.Errorf("s3: %s: %w: %w", op, class, err)
+}
+
+func classify(err error) (class error, remedy string) {
+	switch errorCode(err) {
+	case "NoSuchBucket", "NoSuchKey", "NotFound":
+		return messages.ErrNotFound, ""
+	case "PreconditionFailed":
+		return messages.ErrConflict, ""
+	case "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch",
+		"XAdminUserNotFound": // versitygw's word for an unknown access key
+		return messages.ErrUnauthorized, loginRemedy
+	case "RequestTimeTooSkewed", "RequestExpired":
+		return messages.ErrUnauthorized, clockRemedy
+	case "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException":
+		return messages.ErrRejected, regionRemedy
+	case "RequestTimeout", "SlowDown", "NoSuchUpload", "OperationAborted", "ConditionalRequestConflict",
+		"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody":
+		// The upload was interrupted, or what arrived is not what was sent.
+		return messages.ErrUnavailable, ""
+	}
+	switch status := httpStatus(err); {
+	case status == 0:
+		return unsent(err)
+	case status == http.StatusUnauthorized || status == http.StatusForbidden:
+		return messages.ErrUnauthorized, ""
+	case status == http.StatusNotFound:
+		return messages.ErrNotFound, ""
+	case status == http.StatusPreconditionFailed:
+		return messages.ErrConflict, ""
+	case status == http.StatusRequestTimeout || status == http.StatusTooManyRequests || status == http.StatusConflict:
+		return messages.ErrUnavailable, ""
+	case status >= 300 && status < 400:
+		return messages.ErrRejected, regionRemedy
+	case status >= 400 && status < 500:
+		return messages.ErrRejected, ""
+	default:
+		return messages.ErrUnavailable, ""
+	}
+}
+
+// unsent classifies a failure without an answer: the network's, or that of
+// finding credentials, which may be the network's again.
+func unsent(err error) (class error, remedy string) {
+	text := err.Error()
+	if !strings.Contains(text, "credential") {
+		return messages.ErrUnavailable, ""
+	}
+	var network net.Error
+	// Without any credentials the client asks the machine's own metadata server
+	// last, and where there is none that fails like a network.
+	if errors.As(err, &network) && !strings.Contains(text, "IMDS") {
+		return messages.ErrUnavailable, ""
+	}
+	return messages.ErrUnauthorized, loginRemedy
+}
+
+// errorCode is the server's code, "" when there was no answer.
+func errorCode(err error) string {
+	var api smithy.APIError
+	if errors.As(err, &api) {
+		return api.ErrorCode()
+	}
+	return ""
+}
+
+func httpStatus(err error) int {
+	var resp *smithyhttp.ResponseError
+	if errors.As(err, &resp) && resp.Response != nil {
+		return resp.HTTPStatusCode()
+	}
+	return 0
+}

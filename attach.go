@@ -1,0 +1,67 @@
+package tidemark
+
+import (
+	"context"
+
+	"github.com/uptrace/bun"
+
+	"github.com/tidemark-sync/tidemark/persistence"
+)
+
+// Table is the owner's choice for one table.
+type Table struct {
+	Name string
+	// Exclude leaves the table out of sync.
+	Exclude bool
+	// Policy says who wins a conflict; the default is LastWriterWins.
+	Policy Policy
+}
+
+// Policy says who wins when a row was changed here and, by somebody else, on the
+// server. The loser is kept in the conflicts table.
+type Policy = persistence.Policy
+
+// The policies.
+const (
+	LastWriterWins = persistence.LastWriterWins
+	ServerWins     = persistence.ServerWins
+	ClientWins     = persistence.ClientWins
+)
+
+// Attached says what Attach did and what it noticed.
+type Attached = persistence.Attached
+
+// Attach makes an existing SQLite database ready for sync: every table (those that
+// tables excludes excepted) gets the tracked columns, indexes and triggers, and all
+// its rows are marked dirty. It is one transaction, and doing it again does only
+// what is new: call it after the application changed its schema (Sync does so by
+// itself). Rows whose parent is missing are reported, not an error.
+func Attach(ctx context.Context, db *bun.DB, tables ...Table) (Attached, error) {
+	var o persistence.AttachOptions
+	options := map[string]persistence.TableOptions{}
+	for _, t := range tables {
+		if t.Exclude {
+			o.Exclude = append(o.Exclude, t.Name)
+			continue
+		}
+		options[t.Name] = persistence.TableOptions{Policy: t.Policy}
+	}
+	a, err := persistence.Attach(ctx, db, o)
+	if err != nil || len(options) == 0 {
+		return a, err
+	}
+	local, err := persistence.Open(ctx, db, persistence.DeviceInfo{})
+	if err != nil {
+		return a, err
+	}
+	return a, local.SetOptions(ctx, options)
+}
+
+// ReadStatus reads how an attached database stands, without a remote.
+func ReadStatus(ctx context.Context, db *bun.DB) (Status, error) {
+	local, err := persistence.Open(ctx, db, persistence.DeviceInfo{})
+	if err != nil {
+		return Status{}, err
+	}
+	return statusOf(ctx, local)
+}

@@ -1,0 +1,183 @@
+package tidemark
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/pubsub/gochannel"
+	"go.uber.org/zap"
+	"go.uber.org/zap/exp/zapslog"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+// topic knows the type that travels on it: a stage wired to the wrong one does not
+// compile.
+type topic[T any] struct{ name string }
+
+// wiring collects the stages and, for a cycle, puts them on a bus. Without a bus it
+// is only a picture.
+type wiring struct {
+	set    settings
+	graph  Graph
+	router *message.Router
+	bus    *gochannel.GoChannel
+	failed func(error)         // resolves the cycle
+	record func(messages.Step) // a failed attempt, for the ledger
+}
+
+// newWiring makes the bus of one cycle. Messages live as long as their cycle;
+// SQLite, not the bus, remembers the work.
+func newWiring(set settings) (*wiring, error) {
+	logger := watermill.NewSlogLogger(slog.New(zapslog.NewHandler(set.log.Core())))
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: time.Minute}, logger)
+	if err != nil {
+		return nil, fmt.Errorf("make the message router: %w", err)
+	}
+	return &wiring{
+		set: set, router: router,
+		// The default, non-blocking mode: blocking would deadlock on the loop from
+		// table to table. Order comes from causality and joins on sets.
+		bus: gochannel.NewGoChannel(gochannel.Config{OutputChannelBuffer: 16}, logger),
+	}, nil
+}
+
+// connect wires one stage: it alone knows both the bus and the vocabulary. At most
+// parallel messages are handled at a time.
+func connect[In, Out any](w *wiring, in topic[In], name string, parallel int, handle func(context.Context, In) ([]Out, error), out topic[Out]) {
+	w.graph.add(in.name, name, out.name)
+	if w.router == nil {
+		return
+	}
+	slots := make(chan struct{}, parallel)
+	w.router.AddHandler(name, in.name, w.bus, out.name, w.bus, func(msg *message.Message) ([]*message.Message, error) {
+		ctx := msg.Context()
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		case <-ctx.Done():
+			return nil, nil // the cycle is over
+		}
+		m, err := messages.Decode[In](in.name, msg.Payload)
+		if err != nil {
+			w.failed(err)
+			return nil, nil
+		}
+		outs, err := attempt(ctx, w, name, m, handle)
+		if err != nil {
+			w.failed(err)
+			return nil, nil // acknowledged: an unacknowledged message would come back at once, for ever
+		}
+		produced := make([]*message.Message, 0, len(outs))
+		for _, o := range outs {
+			payload, err := messages.Encode(out.name, o)
+			if err != nil {
+				w.failed(err)
+				return nil, nil
+			}
+			next := message.NewMessage(watermill.NewShortUUID(), payload)
+			for k, v := range msg.Metadata {
+				next.Metadata.Set(k, v)
+			}
+			next.Metadata.Set("caused-by", msg.UUID)
+			produced = append(produced, next)
+		}
+		return produced, nil
+	})
+}
+
+// finish ends the chain: whatever arrives on the topic resolves the cycle.
+func finish[In any](w *wiring, in topic[In], done func(In)) {
+	if w.router == nil {
+		return
+	}
+	w.router.AddConsumerHandler("finish", in.name, w.bus, func(msg *message.Message) error {
+		m, err := messages.Decode[In](in.name, msg.Payload)
+		if err != nil {
+			w.failed(err)
+			return nil
+		}
+		done(m)
+		return nil
+	})
+}
+
+// attempt calls a stage, again while the server is unavailable.
+func attempt[In, Out any](ctx context.Context, w *wiring, name string, m In, handle func(context.Context, In) ([]Out, error)) ([]Out, error) {
+	wait := w.set.backoff
+	for n := 1; ; n++ {
+		started := time.Now()
+		outs, err := recovered(ctx, name, m, handle)
+		log := w.set.log.With(zap.String("stage", name), zap.Any("message", m), zap.Int("attempt", n), zap.Duration("took", time.Since(started)))
+		if err == nil {
+			log.Debug("step done", zap.Int("messages", len(outs)))
+			return outs, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		log.Warn("step failed", zap.String("class", messages.Class(err)), zap.Error(err))
+		w.record(messages.Step{Stage: name, Attempt: n, Started: started, Took: time.Since(started), Error: messages.Class(err) + ": " + err.Error()})
+		if !errors.Is(err, messages.ErrUnavailable) || n > w.set.retries {
+			return nil, err
+		}
+		timer := time.NewTimer(wait/2 + rand.N(wait)) //nolint:gosec // jitter needs no secret
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, context.Cause(ctx)
+		}
+		wait *= 2
+	}
+}
+
+// recovered turns a panic into an error: one bad row must not end the application.
+func recovered[In, Out any](ctx context.Context, name string, m In, handle func(context.Context, In) ([]Out, error)) (outs []Out, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("stage %q panicked: %v\n%s", name, r, debug.Stack())
+		}
+	}()
+	return handle(ctx, m)
+}
+
+// run puts one message on the bus and waits until the cycle is resolved.
+func run[In any](ctx context.Context, w *wiring, in topic[In], m In, resolved <-chan struct{}) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	var runErr error
+	wg.Go(func() { runErr = w.router.Run(ctx) })
+	defer func() {
+		cancel()
+		_ = w.router.Close()
+		_ = w.bus.Close()
+		wg.Wait()
+	}()
+	select {
+	case <-w.router.Running():
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	payload, err := messages.Encode(in.name, m)
+	if err != nil {
+		return err
+	}
+	if err := w.bus.Publish(in.name, message.NewMessage(watermill.NewShortUUID(), payload)); err != nil {
+		return fmt.Errorf("start a cycle: %w", errors.Join(err, runErr))
+	}
+	select {
+	case <-resolved:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,38 @@
+package tidemark
+
+import (
+	"errors"
+
+	"github.com/tidemark-sync/tidemark/messages"
+	"github.com/tidemark-sync/tidemark/persistence"
+)
+
+// What an application can branch on with errors.Is.
+var (
+	// ErrUnavailable: the server or the network is down; try again later.
+	ErrUnavailable = messages.ErrUnavailable
+	// ErrUnauthorized: no credentials, or they do not reach this scope.
+	ErrUnauthorized = messages.ErrUnauthorized
+	// ErrNotFound: the project, the bucket or the snapshot does not exist.
+	ErrNotFound = messages.ErrNotFound
+	// ErrRejected: something can never be accepted as it is.
+	ErrRejected = messages.ErrRejected
+	// ErrNotAttached: call Attach first.
+	ErrNotAttached = persistence.ErrNotAttached
+	// ErrLocked: another program holds a long transaction on the database.
+	ErrLocked = persistence.ErrLocked
+	// ErrDiskFull: there is no room; nothing was changed.
+	ErrDiskFull = persistence.ErrDiskFull
+	// ErrReadOnly: the file or its folder cannot be written.
+	ErrReadOnly = persistence.ErrReadOnly
+	// ErrNotDatabase: the file is something else, or damaged.
+	ErrNotDatabase = persistence.ErrNotDatabase
+	// ErrUnsynced: a restore would overwrite rows that no other device has.
+	ErrUnsynced = persistence.ErrUnsynced
+	// ErrDamaged: a snapshot is not what its maker uploaded.
+	ErrDamaged = persistence.ErrDamaged
+	// ErrInvalidOption: an option was refused by New.
+	ErrInvalidOption = errors.New("invalid option")
+	// ErrClosed: the pipeline was closed.
+	ErrClosed = errors.New("the pipeline is closed")
+)

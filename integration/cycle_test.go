@@ -1,0 +1,121 @@
+package integration
+
+import (
+	"testing"
+
+	tidemark "github.com/tidemark-sync/tidemark"
+)
+
+const notesSchema = `
+CREATE TABLE notebook (id INTEGER PRIMARY KEY, name TEXT NOT NULL, parent INTEGER REFERENCES notebook(id));
+CREATE TABLE note (id INTEGER PRIMARY KEY, notebook INTEGER NOT NULL REFERENCES notebook(id) ON DELETE CASCADE, title TEXT, body TEXT);
+CREATE TABLE comment (id INTEGER PRIMARY KEY, note INTEGER NOT NULL REFERENCES note(id) ON DELETE CASCADE, text TEXT);
+CREATE TABLE tag (name TEXT PRIMARY KEY, colour TEXT) WITHOUT ROWID;
+CREATE TABLE note_tag (note INTEGER REFERENCES note(id), tag TEXT REFERENCES tag(name) ON UPDATE CASCADE, PRIMARY KEY (note, tag));
+`
+
+func TestThreeDevicesShareADatabase(t *testing.T) {
+	f := newFleet(t, notesSchema)
+	a := f.device("a")
+	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home'), (2, 'work')`)
+	a.exec(`INSERT INTO notebook (id, name, parent) VALUES (3, 'garden', 1)`)
+	a.exec(`INSERT INTO note (id, notebook, title) VALUES (10, 1, 'shopping'), (11, 3, 'seeds')`)
+	a.exec(`INSERT INTO comment (note, text) VALUES (10, 'milk'), (10, 'bread')`)
+	a.exec(`INSERT INTO tag VALUES ('red', '#f00', 1,1,'',NULL,1,NULL,NULL)`)
+	a.exec(`INSERT INTO note_tag (note, tag) VALUES (10, 'red')`)
+	r := a.sync()
+	if r.Total().Uploaded != 9 || r.Snapshot == nil {
+		t.Fatalf("first sync: %+v", r)
+	}
+	b := f.device("b")
+	b.exec(`INSERT INTO notebook (id, name) VALUES (1, 'the number 1 is taken')`)
+	b.sync()
+	a.sync()
+	same(t, a, b)
+	c := f.restore("c")
+	c.sync()
+	same(t, a, b, c)
+
+	b.exec(`UPDATE note SET title = 'seeds and bulbs' WHERE title = 'seeds'`)
+	b.exec(`UPDATE tag SET name = 'crimson' WHERE name = 'red'`)
+	c.exec(`DELETE FROM comment WHERE text = 'milk'`)
+	c.exec(`INSERT INTO note (notebook, title) SELECT id, 'from c' FROM notebook WHERE name = 'work'`)
+	for range 2 {
+		a.sync()
+		b.sync()
+		c.sync()
+	}
+	same(t, a, b, c)
+	if got := a.value(`SELECT count(*) FROM note`); got != "3" {
+		t.Errorf("notes: %s", got)
+	}
+	if got := a.value(`SELECT tag FROM note_tag`); got != `"crimson"` {
+		t.Errorf("the join row did not follow its tag: %s", got)
+	}
+}
+
+func TestIdleCycleCostsOneRead(t *testing.T) {
+	f := newFleet(t, notesSchema)
+	a := f.device("a")
+	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
+	a.sync()
+	b := f.device("b")
+	b.sync()
+	for range 3 {
+		for _, d := range []*device{a, b} {
+			r := d.sync()
+			// a's record is younger than 300 s: it comes along.
+			if r.Billed.Reads != 1 || r.Billed.Writes != 0 || r.Billed.Deletes != 0 || r.Store.Puts != 0 || r.Store.Gets != 0 {
+				t.Errorf("idle cycle: %+v %+v", r.Billed, r.Store)
+			}
+		}
+	}
+}
+
+func TestDeletedParentWithANewChildElsewhereIsRevived(t *testing.T) {
+	f := newFleet(t, notesSchema)
+	a := f.device("a")
+	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
+	a.exec(`INSERT INTO note (id, notebook, title) VALUES (10, 1, 'shopping')`)
+	a.sync()
+	b := f.device("b")
+	b.sync()
+	for _, first := range []*device{a, b} {
+		a.exec(`DELETE FROM comment`)
+		a.exec(`DELETE FROM note`)
+		b.exec(`INSERT INTO comment (note, text) SELECT id, 'wait!' FROM note`)
+		first.sync()
+		for range 3 {
+			a.sync()
+			b.sync()
+		}
+		same(t, a, b)
+		if got := a.value(`SELECT count(*) FROM comment WHERE text = 'wait!'`); got != "1" {
+			t.Fatalf("the child is gone: %s", got)
+		}
+	}
+}
+
+func TestLastWriterWinsAndTheLoserIsKept(t *testing.T) {
+	f := newFleet(t, notesSchema)
+	a := f.device("a")
+	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
+	a.sync()
+	b := f.device("b")
+	b.sync()
+	a.exec(`UPDATE notebook SET name = 'from a'`)
+	b.exec(`UPDATE notebook SET name = 'from b'`)
+	b.exec(`UPDATE notebook SET updatedOn = updatedOn + 1000, isDirty = 1`) // b's clock is a second later
+	a.sync()
+	b.sync()
+	a.sync()
+	same(t, a, b)
+	if got := a.value(`SELECT name FROM notebook`); got != `"from b"` {
+		t.Errorf("winner: %s", got)
+	}
+	if got := b.value(`SELECT winner FROM tidemark_conflicts`); got != `"local"` {
+		t.Errorf("conflict: %s", got)
+	}
+}
+
+var _ = tidemark.ErrUnavailable

@@ -1,0 +1,113 @@
+package tidemark
+
+import (
+	"fmt"
+	"runtime"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tidemark-sync/tidemark/persistence"
+	"github.com/tidemark-sync/tidemark/stages"
+)
+
+// settings are the defaults, each with its reason.
+type settings struct {
+	log      *zap.Logger
+	device   persistence.DeviceInfo
+	backup   stages.BackupPolicy
+	interval time.Duration
+	retries  int
+	backoff  time.Duration
+	parallel int
+	rounds   int
+	grace    time.Duration
+}
+
+func defaults() settings {
+	return settings{
+		log:    zap.NewNop(), // a library is silent until it is given a logger
+		device: persistence.DeviceInfo{Platform: runtime.GOOS + "/" + runtime.GOARCH},
+		backup: stages.BackupPolicy{
+			MinRows: 1000,           // a restore then downloads at most about as many
+			MaxAge:  24 * time.Hour, // a small application is backed up every day
+			Keep:    3,
+		},
+		interval: 30 * time.Second,       // one read each: 2,880 a day
+		retries:  4,                      // with the back-off below: about six seconds
+		backoff:  400 * time.Millisecond, // doubled each time, with jitter
+		parallel: 4,                      // tables that download side by side; more only wait for SQLite's one writer
+		rounds:   5,                      // another device's edits may overtake ours; the next cycle goes on
+		grace:    10 * time.Second,       // what a cycle may take to end after Run was asked to stop
+	}
+}
+
+// Option changes a default of New.
+type Option func(*settings) error
+
+// WithLogger logs each step of a cycle at debug level and failures at warn level.
+func WithLogger(log *zap.Logger) Option {
+	return func(s *settings) error {
+		if log == nil {
+			return fmt.Errorf("%w: WithLogger needs a logger", ErrInvalidOption)
+		}
+		s.log = log
+		return nil
+	}
+}
+
+// WithDevice names this installation in the Devices collection, for people; version
+// is the application's.
+func WithDevice(name, version string) Option {
+	return func(s *settings) error {
+		s.device.Name, s.device.Version = name, version
+		return nil
+	}
+}
+
+// WithInterval sets how long Run waits between cycles (default 30 s).
+func WithInterval(d time.Duration) Option {
+	return func(s *settings) error {
+		if d < time.Second {
+			return fmt.Errorf("%w: WithInterval takes at least a second, not %v: every cycle is billed", ErrInvalidOption, d)
+		}
+		s.interval = d
+		return nil
+	}
+}
+
+// WithBackup says when a snapshot is worth its upload: after rows changes, or when
+// the last one is older than age and anything changed (default 1,000 rows, 24 h).
+// keep is how many older snapshots stay.
+func WithBackup(rows int64, age time.Duration, keep int) Option {
+	return func(s *settings) error {
+		if rows < 1 || age <= 0 || keep < 0 {
+			return fmt.Errorf("%w: WithBackup takes at least one row, a positive age and no negative number to keep", ErrInvalidOption)
+		}
+		s.backup = stages.BackupPolicy{MinRows: rows, MaxAge: age, Keep: keep}
+		return nil
+	}
+}
+
+// WithRetries sets how often a stage is tried again within a cycle when the server
+// is unavailable (default 4), and the first wait, which doubles.
+func WithRetries(n int, first time.Duration) Option {
+	return func(s *settings) error {
+		if n < 0 || first <= 0 {
+			return fmt.Errorf("%w: WithRetries takes no negative number and a positive wait", ErrInvalidOption)
+		}
+		s.retries, s.backoff = n, first
+		return nil
+	}
+}
+
+// WithParallel sets how many tables download side by side (default 4).
+func WithParallel(n int) Option {
+	return func(s *settings) error {
+		if n < 1 {
+			return fmt.Errorf("%w: WithParallel takes at least 1", ErrInvalidOption)
+		}
+		s.parallel = n
+		return nil
+	}
+}

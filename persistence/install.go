@@ -1,0 +1,179 @@
+package persistence
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// event says when a trigger fires, and onTracked whether it does when one of the
+// tracked columns is updated.
+func (o masterObject) event() (event string, onTracked bool) {
+	toks := tokens(o.sql)
+	for i, t := range toks {
+		switch {
+		case t.is("INSERT"), t.is("DELETE"):
+			return strings.ToUpper(t.text), false
+		case t.is("UPDATE"):
+			if i+1 == len(toks) || !toks[i+1].is("OF") {
+				return "UPDATE", true
+			}
+			for _, c := range toks[i+2:] {
+				if c.is("ON") {
+					break
+				}
+				onTracked = onTracked || isTracked(c.text)
+			}
+			return "UPDATE", onTracked
+		}
+	}
+	return "", false
+}
+
+// listeners are the application's triggers that an update of the tracked columns
+// fires.
+func (a *attacher) listeners(t *Table) []masterObject {
+	var out []masterObject
+	for _, o := range a.objects[fold(t.Name)] {
+		if _, fires := o.event(); !o.ours && o.kind == "trigger" && fires {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+func (a *attacher) calledBack(t *Table) bool { return len(a.listeners(t)) > 0 }
+
+// suspended runs fn without the application's UPDATE triggers on the table: that
+// we fill our columns is no reason to set everybody's "modified at" to today.
+func (a *attacher) suspended(t *Table, fn func() error) error {
+	list := a.listeners(t)
+	for _, o := range list {
+		if err := a.all("DROP TRIGGER " + quote(o.name)); err != nil {
+			return err
+		}
+	}
+	if err := fn(); err != nil {
+		return err
+	}
+	for _, o := range list {
+		if err := a.all(o.sql); err != nil {
+			return fmt.Errorf("create the application's trigger %q again: %w", o.name, err)
+		}
+	}
+	return nil
+}
+
+// dropObjects drops our triggers and indexes on a table that are not as they
+// should be.
+func (a *attacher) dropObjects(table string, keep []schemaObject) error {
+	kept := a.objects[fold(table)][:0]
+	for _, o := range a.objects[fold(table)] {
+		if !o.ours || slices.Contains(keep, o.schemaObject) {
+			kept = append(kept, o)
+			continue
+		}
+		if err := a.all("DROP " + strings.ToUpper(o.kind) + " " + quote(o.name)); err != nil {
+			return err
+		}
+	}
+	a.objects[fold(table)] = kept
+	return nil
+}
+
+// install creates the indexes and triggers that are missing and tries them.
+func (a *attacher) install(t *Table) error {
+	var missing []schemaObject
+	for _, o := range append(t.indexes(), t.triggers(a.calledBack(t))...) {
+		if !slices.ContainsFunc(a.objects[fold(t.Name)], func(m masterObject) bool { return m.schemaObject == o }) {
+			missing = append(missing, o)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	broken := a.compile(t) // by a trigger of the application's: not for us to judge
+	for _, o := range missing {
+		if err := a.all(o.sql); err != nil {
+			return err
+		}
+	}
+	if broken != nil {
+		a.warn("table %q cannot be written at the moment, one of the application's triggers is broken: %v", t.Name, broken)
+		return nil
+	}
+	if err := a.compile(t); err != nil {
+		return fmt.Errorf("the triggers do not work on it, exclude the table: %w", err)
+	}
+	return a.tryUpdate(t)
+}
+
+// compile prepares a statement of each kind, and with it all the triggers.
+func (a *attacher) compile(t *Table) error {
+	name := quote(t.Name)
+	var set []string
+	for _, c := range append(slices.Clone(t.Columns), Column{Name: "clientId"}, Column{Name: "updatedOn"}) {
+		set = append(set, quote(c.Name)+" = "+quote(c.Name))
+	}
+	for _, s := range []string{
+		"INSERT INTO " + name + " DEFAULT VALUES",
+		"UPDATE " + name + " SET " + strings.Join(set, ", "),
+		"DELETE FROM " + name,
+	} {
+		if err := drain(a.ctx, a.q, "EXPLAIN "+s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tryUpdate updates a row the way our triggers will, and takes it back: an
+// application's trigger may forbid it.
+func (a *attacher) tryUpdate(t *Table) error {
+	list := a.listeners(t)
+	if len(list) == 0 {
+		return nil
+	}
+	for _, o := range list {
+		if slices.ContainsFunc(tokens(o.sql), func(t token) bool { return t.is("RAISE") }) {
+			a.warn("table %q: the application's trigger %q can refuse updates; one that refuses those of the tracked columns makes every insert fail: "+
+				"limit it to columns of its own (UPDATE OF …), or exclude the table", t.Name, o.name)
+		}
+	}
+	if err := a.all("SAVEPOINT tidemark_try"); err != nil {
+		return err
+	}
+	_, err := a.exec("UPDATE " + quote(t.Name) + " SET isDirty = isDirty WHERE clientId = (SELECT clientId FROM " + quote(t.Name) + " LIMIT 1)")
+	if err != nil {
+		return fmt.Errorf("the application's triggers refuse updates of the tracked columns; limit them to columns of their own (UPDATE OF …), or exclude the table: %w", err)
+	}
+	return a.all("ROLLBACK TO tidemark_try", "RELEASE tidemark_try")
+}
+
+// findDangling counts references to nothing. Foreign keys are off by SQLite's
+// default, so real databases have them.
+func (a *attacher) findDangling() error {
+	for _, t := range a.schema.Tables {
+		var key []string
+		for _, k := range t.key() {
+			key = append(key, "quote(c."+t.name(k)+")")
+		}
+		for _, fk := range t.ForeignKeys {
+			var match, set []string
+			for i, c := range fk.Columns {
+				match = append(match, "p."+quote(fk.ParentColumns[i])+" = c."+quote(c))
+				set = append(set, "c."+quote(c)+" IS NOT NULL")
+			}
+			d := Dangling{Table: t.Name, Parent: fk.Parent, Columns: fk.Columns}
+			err := a.q.QueryRowContext(a.ctx, "SELECT count(*), coalesce(min("+strings.Join(key, " || ', ' || ")+"), '') FROM "+quote(t.Name)+" AS c WHERE "+
+				strings.Join(set, " AND ")+" AND NOT EXISTS (SELECT 1 FROM "+quote(fk.Parent)+" AS p WHERE "+strings.Join(match, " AND ")+")").Scan(&d.Rows, &d.First)
+			if err != nil {
+				return err
+			}
+			if d.Rows > 0 {
+				a.out.Dangling = append(a.out.Dangling, d)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,222 @@
+package persistence
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+// registerEvery: our record tells others what we have seen at least this often,
+// while the pipeline runs.
+const registerEvery = 24 * time.Hour
+
+// RegisterDue reports whether our record has to be written on its own.
+func (l *Local) RegisterDue(ctx context.Context) (bool, error) {
+	var on, version int64
+	if err := l.db.DB.QueryRowContext(ctx, `SELECT registeredOn, recordVersion FROM tidemark_state`).Scan(&on, &version); err != nil {
+		return false, fmt.Errorf("read the registration: %w", explain(err))
+	}
+	age := time.Since(time.UnixMilli(on))
+	return version == 0 || age >= registerEvery || age < -registerEvery, nil
+}
+
+// Step writes a line of the step ledger by itself.
+func (l *Local) Step(ctx context.Context, s messages.Step) error {
+	if err := l.write(ctx, func(tx *tx) error { return tx.step(s) }); err != nil {
+		return fmt.Errorf("write the step ledger: %w", err)
+	}
+	return nil
+}
+
+// ledgerRows bounds the ledger; the oldest lines go.
+const ledgerRows = 20_000
+
+// Steps reads the lines of one cycle in their order.
+func (l *Local) Steps(ctx context.Context, cycle string) ([]messages.Step, error) {
+	rows, err := l.db.DB.QueryContext(ctx, `SELECT round, stage, tableName, attempt, startedOn, tookUs, counts, error, traceId
+		FROM tidemark_ledger WHERE cycle = ? ORDER BY id`, cycle)
+	if err != nil {
+		return nil, fmt.Errorf("read the step ledger: %w", explain(err))
+	}
+	defer rows.Close() //nolint:errcheck // read to its end below
+	var out []messages.Step
+	for rows.Next() {
+		s := messages.Step{Cycle: cycle}
+		var started, took int64
+		var counts string
+		if err := rows.Scan(&s.Round, &s.Stage, &s.Table, &s.Attempt, &started, &took, &counts, &s.Error, &s.TraceID); err != nil {
+			return nil, fmt.Errorf("read the step ledger: %w", err)
+		}
+		if err := json.Unmarshal([]byte(counts), &s.Counts); err != nil {
+			return nil, fmt.Errorf("the step ledger is damaged: %w", err)
+		}
+		s.Started, s.Took = time.UnixMilli(started), time.Duration(took)*time.Microsecond
+		out = append(out, s)
+	}
+	return out, rows.Err()
+}
+
+// TrimLedger drops the oldest lines of the step ledger.
+func (l *Local) TrimLedger(ctx context.Context) error {
+	_, err := l.db.DB.ExecContext(ctx, `DELETE FROM tidemark_ledger WHERE id < (SELECT max(id) FROM tidemark_ledger) - ?`, ledgerRows)
+	if err != nil {
+		return fmt.Errorf("trim the step ledger: %w", explain(err))
+	}
+	return nil
+}
+
+// LastCycle is the newest cycle that came to its end, and when (Unix ms); "" when
+// there was none.
+func (l *Local) LastCycle(ctx context.Context) (cycle string, on int64, err error) {
+	_, err = found(l.db.DB.QueryRowContext(ctx, `SELECT cycle, startedOn + tookUs / 1000 FROM tidemark_ledger WHERE stage = ? AND error = '' ORDER BY id DESC LIMIT 1`,
+		messages.StageBackUp).Scan(&cycle, &on))
+	if err != nil {
+		return "", 0, fmt.Errorf("read the step ledger: %w", explain(err))
+	}
+	return cycle, on, nil
+}
+
+// Parents are the tables that a table refers to and that can be downloaded before
+// it: not itself, and not those in a circle with it.
+func (l *Local) Parents(ctx context.Context, table string) ([]string, error) {
+	s, err := l.Schema(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t := s.Table(table)
+	if t == nil {
+		return nil, nil
+	}
+	circle := map[string]bool{}
+	for _, c := range s.Components {
+		for _, m := range c {
+			if m == t {
+				for _, m := range c {
+					circle[m.Name] = true
+				}
+			}
+		}
+	}
+	var out []string
+	for _, fk := range t.ForeignKeys {
+		if p := s.Table(fk.Parent); p != nil && !circle[p.Name] {
+			out = append(out, p.Name)
+		}
+	}
+	return out, nil
+}
+
+// dirtyCount counts rows and tombstones that have to go up; set-aside rows are
+// counted apart.
+func (l *Local) dirtyCount(ctx context.Context) (dirty, aside int64, err error) {
+	plans, err := l.allPlans(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, p := range plans {
+		var n int64
+		if err := l.db.DB.QueryRowContext(ctx, `SELECT count(*) FROM `+p.name+` WHERE isDirty = 1`).Scan(&n); err != nil {
+			return 0, 0, fmt.Errorf("count dirty rows of table %q: %w", p.t.Name, explain(err))
+		}
+		dirty += n
+		if n == 0 {
+			continue
+		}
+		var a int64
+		if err := l.db.DB.QueryRowContext(ctx, `SELECT count(*) FROM tidemark_dead_letters d JOIN `+p.name+` t ON t.clientId = d.documentId
+			WHERE d.handler = 'upload' AND d.state = 'dead' AND d.tableName = ? AND t.isDirty = 1 AND t.updatedOn = d.updatedOn`, p.t.Name).Scan(&a); err != nil {
+			return 0, 0, fmt.Errorf("count rows set aside of table %q: %w", p.t.Name, explain(err))
+		}
+		aside += a
+	}
+	var n int64
+	if err := l.db.DB.QueryRowContext(ctx, `SELECT count(*) FROM tidemark_tombstones WHERE isDirty = 1`).Scan(&n); err != nil {
+		return 0, 0, fmt.Errorf("count tombstones: %w", explain(err))
+	}
+	return dirty + n, aside, nil
+}
+
+// Health reads everything that status shows.
+func (l *Local) Health(ctx context.Context) (messages.Health, error) {
+	var h messages.Health
+	s, err := l.Schema(ctx)
+	if err != nil {
+		return h, err
+	}
+	h.Tables = len(s.Tables)
+	if h.Dirty, _, err = l.dirtyCount(ctx); err != nil {
+		return h, err
+	}
+	var checkedAt int64
+	var maker string
+	err = l.db.DB.QueryRowContext(ctx, `SELECT installationId, clockOffset, checkedAt, generation, backedUpOn, maker,
+		(SELECT coalesce(min(coalesce(downloadedTill, 0)), 0) FROM tidemark_DownloadedTracker),
+		(SELECT count(*) FROM tidemark_inbox WHERE kind = 'waiting'),
+		(SELECT count(*) FROM tidemark_dead_letters WHERE state = 'dead'),
+		(SELECT count(*) FROM tidemark_conflicts) FROM tidemark_state`).
+		Scan(&h.InstallationID, &h.ClockOffsetMs, &checkedAt, &h.Generation, &h.BackedUpOn, &maker, &h.CheckedTill, &h.Waiting, &h.Dead, &h.Conflicts)
+	if err != nil {
+		return h, fmt.Errorf("read the state: %w", explain(err))
+	}
+	h.Open, h.Maker = checkedAt != 0, maker
+	return h, nil
+}
+
+// Device returns this installation's id.
+func (l *Local) Device(ctx context.Context) (string, error) {
+	var id string
+	if err := l.db.DB.QueryRowContext(ctx, `SELECT installationId FROM tidemark_state`).Scan(&id); err != nil {
+		return "", fmt.Errorf("read the installation id: %w", explain(err))
+	}
+	return id, nil
+}
+
+// BackupStanding reads what decides about a backup.
+func (l *Local) BackupStanding(ctx context.Context) (messages.BackupStanding, error) {
+	var b messages.BackupStanding
+	dirty, aside, err := l.dirtyCount(ctx)
+	if err != nil {
+		return b, err
+	}
+	b.Dirty = dirty - aside
+	err = l.write(ctx, func(tx *tx) error {
+		var id, backedUp string
+		var seq, checkedAt int64
+		if err := tx.row(`SELECT installationId, seq, checkedAt, backedUp, backedUpOn, generation, changedRows FROM tidemark_state`).
+			Scan(&id, &seq, &checkedAt, &backedUp, &b.BackedUpOn, &b.Generation, &b.Changed); err != nil {
+			return err
+		}
+		if err := json.Unmarshal([]byte(backedUp), &b.BackedUp); err != nil {
+			return fmt.Errorf("the bookkeeping is damaged: %w", err)
+		}
+		b.Open = checkedAt != 0
+		b.Seen, err = tx.seen()
+		if seq > 0 {
+			b.Seen.Raise(id, seq)
+		}
+		return err
+	})
+	if err != nil {
+		return b, fmt.Errorf("read the state of the backup: %w", err)
+	}
+	return b, nil
+}
+
+// BackedUp remembers the newest snapshot that we know of.
+func (l *Local) BackedUp(ctx context.Context, s messages.Snapshot) error {
+	raw, err := json.Marshal(s.Seen)
+	if err != nil {
+		return err
+	}
+	err = l.write(ctx, func(tx *tx) error {
+		return tx.exec(`UPDATE tidemark_state SET backedUp = ?, backedUpOn = ?, generation = ?, maker = ?, changedRows = 0`,
+			string(raw), s.MadeOn, s.Generation, s.Device)
+	})
+	if err != nil {
+		return fmt.Errorf("remember the snapshot: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,211 @@
+package tidemark
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/uptrace/bun"
+	"go.uber.org/zap"
+
+	"github.com/tidemark-sync/tidemark/messages"
+	"github.com/tidemark-sync/tidemark/persistence"
+	"github.com/tidemark-sync/tidemark/stages"
+)
+
+// Remote is the server: documents below one scope and the Devices collection beside
+// them. adapters/firestore, adapters/file and adapters/memory have one.
+type Remote interface {
+	stages.DeviceReader
+	stages.DocumentReader
+	stages.Committer
+}
+
+// SnapshotStore is the bucket, or a prefix of one. adapters/s3, adapters/file and
+// adapters/memory have one.
+type SnapshotStore interface {
+	stages.ObjectStore
+}
+
+// Pipeline keeps one database in step with one remote.
+type Pipeline struct {
+	db     *bun.DB
+	remote Remote
+	store  SnapshotStore
+	local  *persistence.Local
+	set    settings
+	lock   *flock.Flock // nil for a database in memory
+	mu     sync.Mutex   // one cycle at a time in this process
+}
+
+// New makes a pipeline for an attached database. store may be nil: then nothing is
+// backed up. It creates tidemark's own tables where they are missing; it uses no
+// network and starts no goroutine.
+func New(ctx context.Context, db *bun.DB, remote Remote, store SnapshotStore, opts ...Option) (*Pipeline, error) {
+	if db == nil || remote == nil {
+		return nil, fmt.Errorf("%w: New needs a database and a remote", ErrInvalidOption)
+	}
+	p := &Pipeline{db: db, remote: remote, store: store, set: defaults()}
+	for _, o := range opts {
+		if err := o(&p.set); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if p.local, err = persistence.Open(ctx, db, p.set.device); err != nil {
+		return nil, err
+	}
+	path, err := p.local.Path(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if path != "" {
+		p.lock = flock.New(path + ".tidemark-lock")
+	}
+	return p, nil
+}
+
+func (p *Pipeline) objects() stages.ObjectStore {
+	if p.store == nil {
+		return nil
+	}
+	return p.store
+}
+
+// Topology says what is wired to what.
+func (p *Pipeline) Topology(ctx context.Context) (Graph, error) {
+	w := &wiring{set: p.set}
+	p.wire(w, nil)
+	schema, err := p.local.Schema(ctx)
+	if err != nil {
+		return w.graph, err
+	}
+	for _, t := range schema.Tables {
+		parents, err := p.local.Parents(ctx, t.Name)
+		if err != nil {
+			return w.graph, err
+		}
+		w.graph.Tables = append(w.graph.Tables, GraphTable{t.Name, parents})
+	}
+	return w.graph, nil
+}
+
+// Topology is the graph without a database.
+func Topology() Graph {
+	w := &wiring{}
+	(&Pipeline{}).wire(w, nil)
+	return w.graph
+}
+
+// Sync runs one cycle and returns what it moved and what it cost. While another
+// cycle runs on the same file, in this process or another, it waits. After an error
+// everything that was not finished is still dirty or still to be downloaded, and the
+// next Sync goes on from there.
+func (p *Pipeline) Sync(ctx context.Context) (Report, error) { return p.sync(ctx, false) }
+
+// SyncFull runs one cycle that compares every document with every row, not only
+// what is new: it finds documents that somebody wrote who is no device. It is
+// billed one read a document.
+func (p *Pipeline) SyncFull(ctx context.Context) (Report, error) { return p.sync(ctx, true) }
+
+func (p *Pipeline) sync(ctx context.Context, full bool) (Report, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	unlock, err := p.acquire(ctx)
+	if err != nil {
+		return Report{}, err
+	}
+	defer unlock()
+	if err := p.current(ctx); err != nil {
+		return Report{}, err
+	}
+	cycle := newCycle()
+	var again bool
+	for round := 0; round < p.set.rounds; round++ {
+		var last messages.BackupReady
+		last, err = p.round(ctx, messages.SyncRequested{Cycle: cycle, Round: round, Full: full})
+		if errors.Is(err, messages.ErrReadTimeTooOld) {
+			continue // a new check, and on from the positions
+		}
+		again = last.Again
+		if err != nil || !again {
+			break
+		}
+	}
+	report, rerr := p.report(context.WithoutCancel(ctx), cycle)
+	report.InStep = err == nil && !again && rerr == nil
+	if err == nil {
+		err = rerr
+	}
+	if err == nil {
+		err = p.local.TrimLedger(ctx)
+	}
+	return report, err
+}
+
+// current attaches again when the application changed its schema.
+func (p *Pipeline) current(ctx context.Context) error {
+	stale, err := persistence.Stale(ctx, p.db)
+	if err != nil || !stale {
+		return err
+	}
+	_, err = persistence.Attach(ctx, p.db, persistence.AttachOptions{})
+	return err
+}
+
+// acquire takes the file's cycle lock, which a crashed process releases by dying.
+func (p *Pipeline) acquire(ctx context.Context) (func(), error) {
+	if p.lock == nil {
+		return func() {}, nil
+	}
+	if ok, err := p.lock.TryLockContext(ctx, 100*time.Millisecond); err != nil || !ok {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("wait for another program's sync of the same file: %w", context.Cause(ctx))
+		}
+		return nil, fmt.Errorf("lock the database for a sync (%s): %w: %w", p.lock.Path(), ErrReadOnly, err)
+	}
+	path, err := p.local.Path(ctx)
+	if err == nil {
+		err = persistence.RemoveTemporary(path)
+	}
+	if err != nil {
+		_ = p.lock.Unlock()
+		return nil, err
+	}
+	return func() { _ = p.lock.Unlock() }, nil
+}
+
+// round sends one message through the stages and waits for its end.
+func (p *Pipeline) round(ctx context.Context, m messages.SyncRequested) (messages.BackupReady, error) {
+	w, err := newWiring(p.set)
+	if err != nil {
+		return messages.BackupReady{}, err
+	}
+	resolved := make(chan struct{})
+	var once sync.Once
+	var last messages.BackupReady
+	var failure error
+	w.failed = func(err error) { once.Do(func() { failure = err; close(resolved) }) }
+	w.record = func(s messages.Step) {
+		s.Cycle, s.Round = m.Cycle, m.Round
+		if err := p.local.Step(context.WithoutCancel(ctx), s); err != nil {
+			p.set.log.Warn("the step ledger could not be written", zap.Error(err))
+		}
+	}
+	p.wire(w, func(b messages.BackupReady) { once.Do(func() { last = b; close(resolved) }) })
+	if err := run(ctx, w, syncRequested, m, resolved); err != nil {
+		return last, err
+	}
+	return last, failure
+}
+
+func newCycle() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return time.Now().UTC().Format("20060102T150405Z") + "-" + hex.EncodeToString(b[:])
+}

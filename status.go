@@ -1,0 +1,132 @@
+package tidemark
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+// Report is what one cycle moved and what it cost.
+type Report struct {
+	Cycle    string `json:"cycle"`
+	DeviceID string `json:"deviceId"`
+	// InStep: everything that could move has moved.
+	InStep bool                            `json:"inStep"`
+	Tables map[string]messages.TableCounts `json:"tables"`
+	Billed messages.Billed                 `json:"billed"`
+	Store  messages.StoreUse               `json:"store"`
+	Stages []StageTime                     `json:"stages"`
+	// Snapshot is the generation of a snapshot that this cycle made, or nil.
+	Snapshot *string `json:"snapshot"`
+}
+
+// StageTime is how long one step took, in milliseconds.
+type StageTime struct {
+	Name  string  `json:"name"`
+	Table string  `json:"table,omitempty"`
+	Ms    float64 `json:"ms"`
+	Error string  `json:"error,omitempty"`
+}
+
+// Total adds up the tables.
+func (r Report) Total() messages.TableCounts {
+	var t messages.TableCounts
+	for _, c := range r.Tables {
+		t = t.Plus(c)
+	}
+	return t
+}
+
+// report reads what a cycle did from the step ledger.
+func (p *Pipeline) report(ctx context.Context, cycle string) (Report, error) {
+	r := Report{Cycle: cycle, Tables: map[string]messages.TableCounts{}, Stages: []StageTime{}}
+	h, err := p.local.Health(ctx)
+	if err != nil {
+		return r, err
+	}
+	r.DeviceID = h.InstallationID
+	steps, err := p.local.Steps(ctx, cycle)
+	if err != nil {
+		return r, err
+	}
+	var sum messages.Counts
+	for _, s := range steps {
+		sum.Add(s.Counts)
+		r.Stages = append(r.Stages, StageTime{s.Stage, s.Table, float64(s.Took.Microseconds()) / 1000, s.Error})
+		if s.Counts.Snapshot != "" {
+			r.Snapshot = &s.Counts.Snapshot
+		}
+	}
+	if sum.Tables != nil {
+		r.Tables = sum.Tables
+	}
+	r.Billed, r.Store = sum.Billed, sum.Store
+	return r, nil
+}
+
+// Status is how a database stands, without asking the server.
+type Status struct {
+	DeviceID string `json:"deviceId"`
+	// InStep: nothing is left to upload, waiting or set aside, and a cycle has ended.
+	InStep bool  `json:"inStep"`
+	Tables int   `json:"tables"`
+	Dirty  int64 `json:"dirty"`
+	// Waiting documents want a parent; Dead ones, and rows, were set aside with the
+	// reason; Conflicts were decided and the loser was kept.
+	Waiting   int64 `json:"waiting"`
+	Dead      int64 `json:"dead"`
+	Conflicts int64 `json:"conflicts"`
+	// LastCycle is the last that came to its end, or nil.
+	LastCycle *CycleStatus `json:"lastCycle"`
+	// Snapshot is the newest one this device knows of, or nil.
+	Snapshot *SnapshotStatus `json:"snapshot"`
+	// BigBrother is the installation id of the device that made it, or nil.
+	BigBrother *string `json:"bigBrother"`
+	// ClockOffsetMs is the server's clock minus ours.
+	ClockOffsetMs int64 `json:"clockOffsetMs"`
+}
+
+// CycleStatus names a cycle and when it ended.
+type CycleStatus struct {
+	Cycle   string    `json:"cycle"`
+	EndedOn time.Time `json:"endedOn"`
+}
+
+// SnapshotStatus names a snapshot and when it was made, by its maker's clock.
+type SnapshotStatus struct {
+	Generation string    `json:"generation"`
+	MadeOn     time.Time `json:"madeOn"`
+}
+
+// Status reads how the database stands. It uses no network.
+func (p *Pipeline) Status(ctx context.Context) (Status, error) { return statusOf(ctx, p.local) }
+
+func statusOf(ctx context.Context, local interface {
+	Health(ctx context.Context) (messages.Health, error)
+	LastCycle(ctx context.Context) (string, int64, error)
+},
+) (Status, error) {
+	h, err := local.Health(ctx)
+	if err != nil {
+		return Status{}, fmt.Errorf("read the status: %w", err)
+	}
+	s := Status{
+		DeviceID: h.InstallationID, Tables: h.Tables, Dirty: h.Dirty, Waiting: h.Waiting, Dead: h.Dead, Conflicts: h.Conflicts,
+		ClockOffsetMs: h.ClockOffsetMs,
+	}
+	cycle, on, err := local.LastCycle(ctx)
+	if err != nil {
+		return s, fmt.Errorf("read the status: %w", err)
+	}
+	if cycle != "" {
+		s.LastCycle = &CycleStatus{cycle, time.UnixMilli(on).UTC()}
+	}
+	if h.Generation != "" {
+		s.Snapshot = &SnapshotStatus{h.Generation, time.UnixMilli(h.BackedUpOn).UTC()}
+		s.BigBrother = &h.Maker
+	}
+	s.InStep = h.Dirty == 0 && h.Waiting == 0 && h.Dead == 0 && !h.Open && cycle != ""
+	return s, nil
+}
