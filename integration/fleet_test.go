@@ -29,14 +29,20 @@ type device struct {
 type fleet struct {
 	t      *testing.T
 	dir    string
-	server *memory.Server
-	bucket *memory.Bucket
+	server *memory.Server // nil on the real servers
+	remote func() tidemark.Remote
+	store  func() tidemark.SnapshotStore
 	schema string
 }
 
 func newFleet(t *testing.T, schema string) *fleet {
 	t.Helper()
-	return &fleet{t: t, dir: t.TempDir(), server: memory.NewServer(), bucket: memory.NewBucket(), schema: schema}
+	server, bucket := memory.NewServer(), memory.NewBucket()
+	return &fleet{
+		t: t, dir: t.TempDir(), server: server, schema: schema,
+		remote: func() tidemark.Remote { return server.Remote() },
+		store:  func() tidemark.SnapshotStore { return bucket.Store() },
+	}
 }
 
 func openDB(t *testing.T, path string) *bun.DB {
@@ -67,7 +73,7 @@ func (f *fleet) device(name string, opts ...tidemark.Option) *device {
 // on makes a device of a file that is attached already.
 func (f *fleet) on(path string, db *bun.DB, opts ...tidemark.Option) *device {
 	f.t.Helper()
-	p, err := tidemark.New(f.t.Context(), db, f.server.Remote(), f.bucket.Store(), opts...)
+	p, err := tidemark.New(f.t.Context(), db, f.remote(), f.store(), opts...)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -78,7 +84,7 @@ func (f *fleet) on(path string, db *bun.DB, opts ...tidemark.Option) *device {
 func (f *fleet) restore(name string, opts ...tidemark.Option) *device {
 	f.t.Helper()
 	path := filepath.Join(f.dir, name+".db")
-	if _, err := tidemark.Restore(f.t.Context(), path, f.bucket.Store()); err != nil {
+	if _, err := tidemark.Restore(f.t.Context(), path, f.store()); err != nil {
 		f.t.Fatal(err)
 	}
 	return f.on(path, openDB(f.t, path), opts...)
@@ -285,4 +291,55 @@ func diff(t *testing.T, aName string, a map[string][]string, bName string, b map
 			t.Errorf("only %s has table %s", bName, table)
 		}
 	}
+}
+
+// contentsOfColumns reads every table's data columns as they are.
+func contentsOfColumns(t *testing.T, db *sql.DB) map[string][]string {
+	t.Helper()
+	ctx := t.Context()
+	out := map[string][]string{}
+	for _, table := range strings1(ctx, t, db, `SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table' AND name NOT LIKE 'sqlite_%' AND name NOT LIKE 'tidemark_%'`) {
+		var cols []string
+		for _, c := range strings1(ctx, t, db, `SELECT name FROM pragma_table_info(?)`, table) {
+			if !tracked[strings.ToLower(c)] {
+				cols = append(cols, `+"`+strings.ReplaceAll(c, `"`, `""`)+`"`)
+			}
+		}
+		rows, err := db.QueryContext(ctx, `SELECT `+strings.Join(cols, ", ")+` FROM "`+strings.ReplaceAll(table, `"`, `""`)+`"`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := []string{}
+		for rows.Next() {
+			vals, dest := make([]any, len(cols)), make([]any, len(cols))
+			for i := range vals {
+				dest[i] = &vals[i]
+			}
+			if err := rows.Scan(dest...); err != nil {
+				t.Fatal(err)
+			}
+			var b strings.Builder
+			for i, v := range vals {
+				b.WriteString(cols[i] + "=" + show(v) + " ")
+			}
+			lines = append(lines, b.String())
+		}
+		if err := rows.Close(); err != nil {
+			t.Fatal(err)
+		}
+		sort.Strings(lines)
+		out[table] = lines
+	}
+	return out
+}
+
+// schemaOnly is the application's schema without rows and without anything of
+// tidemark's.
+func schemaOnly(t *testing.T, db *sql.DB) string {
+	t.Helper()
+	var b strings.Builder
+	for _, table := range strings1(t.Context(), t, db, `SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'tidemark_%' AND name NOT LIKE 'sqlite_%' AND type IN ('table', 'index')`) {
+		b.WriteString(table + ";\n")
+	}
+	return b.String()
 }

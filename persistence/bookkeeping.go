@@ -91,14 +91,14 @@ var bookkeeping = []string{
 	// key is written again or sweep clears it.
 	`CREATE TABLE IF NOT EXISTS tidemark_replaced (
 		tableName TEXT NOT NULL,
-		keyNo INTEGER NOT NULL,
-		keyValue TEXT NOT NULL,
+		keyValue TEXT NOT NULL,                      -- starts with keyNo
 		clientId TEXT NOT NULL,
+		keyNo INTEGER NOT NULL,
 		createdOn INTEGER,
 		updatedOn INTEGER,
 		serverId TEXT,
 		serverVersion INTEGER,
-		PRIMARY KEY (tableName, keyNo, keyValue, clientId)
+		PRIMARY KEY (tableName, keyValue, clientId)
 	) WITHOUT ROWID`,
 	// Rows that the update trigger is marking at this very moment: keeps an
 	// application's trigger and ours from calling each other for ever.

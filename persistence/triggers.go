@@ -110,7 +110,7 @@ func (t *Table) value(k keyTerm) string {
 		if len(cols) == 0 {
 			cols = []string{"1"}
 		}
-		return "(SELECT " + k.expr + " FROM (SELECT " + strings.Join(cols, ", ") + ") AS " + quote(t.Name) + ")"
+		return "(SELECT " + k.expr + " FROM (SELECT " + strings.Join(cols, ", ") + "))"
 	}
 	for _, c := range t.Columns {
 		if fold(c.Name) == fold(k.column) && c.NotNull && c.Default.Valid && c.PK == 0 {
@@ -165,9 +165,9 @@ func (t *Table) collides(k uniqueKey) string {
 	return strings.Join(parts, " AND ")
 }
 
-// keyValue is the key of NEW as one text.
-func (t *Table) keyValue(k uniqueKey) string {
-	var parts []string
+// keyValue is the key of NEW as one text; no is the key's place among uniqueKeys.
+func (t *Table) keyValue(no int, k uniqueKey) string {
+	parts := []string{literal(strconv.Itoa(no))}
 	for _, term := range k.terms {
 		parts = append(parts, "quote("+t.value(term)+")")
 	}
@@ -176,11 +176,11 @@ func (t *Table) keyValue(k uniqueKey) string {
 
 // noted selects what tidemark_replaced holds for NEW.
 func (t *Table) noted() string {
-	var parts []string
+	var values []string
 	for no, k := range t.uniqueKeys() {
-		parts = append(parts, fmt.Sprintf("tidemark_replaced.keyNo = %d AND tidemark_replaced.keyValue = %s", no, t.keyValue(k)))
+		values = append(values, t.keyValue(no, k))
 	}
-	return "tidemark_replaced.tableName = " + literal(t.Name) + " AND (" + strings.Join(parts, " OR ") + ")"
+	return "tidemark_replaced.tableName = " + literal(t.Name) + " AND tidemark_replaced.keyValue IN (" + strings.Join(values, ", ") + ")"
 }
 
 // vanished selects those notes for NEW whose row is no longer there.
@@ -285,7 +285,7 @@ func (t *Table) notes(except string) []string {
 	out = append(out, "DELETE FROM tidemark_replaced WHERE "+guard+us+") AND "+t.noted())
 	for no, k := range t.uniqueKeys() {
 		out = append(out, "INSERT INTO tidemark_replaced (tableName, keyNo, keyValue, clientId, createdOn, updatedOn, serverId, serverVersion) SELECT "+
-			us+", "+strconv.Itoa(no)+", "+t.keyValue(k)+", clientId, createdOn, updatedOn, serverId, serverVersion FROM "+name+
+			us+", "+strconv.Itoa(no)+", "+t.keyValue(no, k)+", clientId, createdOn, updatedOn, serverId, serverVersion FROM "+name+
 			" WHERE "+t.collides(k)+" AND clientId IS NOT NULL"+except+" ON CONFLICT DO NOTHING")
 	}
 	return out
@@ -360,7 +360,7 @@ func (t *Table) beforeKeyUpdate() schemaObject {
 }
 
 func (t *Table) afterKeyUpdate() schemaObject {
-	return t.trigger("key", of("AFTER UPDATE", t.keyColumns()), "EXISTS (SELECT 1 FROM tidemark_replaced WHERE tableName = "+literal(t.Name)+") AND "+
+	return t.trigger("key", of("AFTER UPDATE", t.keyColumns()), "OLD.clientId IS NOT NULL AND EXISTS (SELECT 1 FROM tidemark_replaced WHERE tableName = "+literal(t.Name)+") AND "+
 		notWriting+" AND "+notApplying+" AND EXISTS (SELECT 1 FROM "+t.vanished()+")",
 		append(t.buryVanished(), "DELETE FROM tidemark_replaced WHERE "+t.noted())...)
 }

@@ -125,10 +125,14 @@ func openRemote(dir string) (*Remote, error) {
 	return r, nil
 }
 
-// open makes a pool. busy_timeout is short because SQLite's wait does not watch
-// the context: begin tries again.
+// open makes a pool. A writer's busy_timeout is short because SQLite's wait does
+// not watch the context: begin tries again. Its cache and log are larger than the
+// defaults because ids are random, so a commit touches about a page a document.
 func open(path string, conns int, pragma string) (*sql.DB, error) {
-	q := url.Values{"_pragma": {"busy_timeout(200)", "journal_mode(WAL)", pragma, "cache_size(-8000)", "wal_autocheckpoint(2000)"}, "_txlock": {"immediate"}}
+	q := url.Values{
+		"_pragma": {"busy_timeout(200)", "journal_mode(WAL)", "cache_size(-4000)", "wal_autocheckpoint(4000)", pragma},
+		"_txlock": {"immediate"},
+	}
 	if conns > 1 {
 		q = url.Values{"_pragma": {"busy_timeout(10000)", pragma}}
 	}

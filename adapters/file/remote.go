@@ -344,7 +344,7 @@ func (r *Remote) commit(ctx context.Context, c *messages.Commit) (messages.Commi
 			return done, err
 		}
 		defer w.close()
-		for _, one := range unsorted(c.Writes) {
+		for _, one := range inOrder(c.Writes) {
 			if err := w.write(ctx, one); err != nil {
 				return done, err
 			}
@@ -470,10 +470,3 @@ func (w *writer) write(ctx context.Context, one *messages.Write) error {
 	_, err = w.insert.ExecContext(ctx, d.Table, d.ID, w.now, d.Stamp.Device, d.Stamp.Seq, d.CreatedOn, d.UpdatedOn, d.UpdatedBy, w.now/1000, d.Deleted, d.Survivor, encode(d.Fields))
 	return err
 }
-func unsorted(writes []messages.Write) []*messages.Write {
-	sorted := make([]*messages.Write, len(writes))
-	for i := range writes {
-		sorted[i] = &writes[i]
-	}
-	return sorted
-	}

@@ -40,7 +40,7 @@ func (s *Store) failed(ctx context.Context, op string, err error) error {
 	if ctx.Err() != nil {
 		return ended(ctx, "s3: "+op)
 	}
-	if ourEnd(err) {
+	if ourEnd(err) && !aboutCredentials(err) {
 		return fmt.Errorf("s3: %s: no answer in time: %w", op, messages.ErrUnavailable)
 	}
 	class, remedy := classify(err)
@@ -57,6 +57,9 @@ func (s *Store) failed(ctx context.Context, op string, err error) error {
 }
 
 func classify(err error) (class error, remedy string) {
+	if aboutCredentials(err) {
+		return noCredentials(err)
+	}
 	switch errorCode(err) {
 	case "NoSuchBucket", "NoSuchKey", "NotFound":
 		return messages.ErrNotFound, ""
@@ -75,8 +78,6 @@ func classify(err error) (class error, remedy string) {
 		return messages.ErrUnavailable, ""
 	}
 	switch status := httpStatus(err); {
-	case status == 0:
-		return unsent(err)
 	case status == http.StatusUnauthorized || status == http.StatusForbidden:
 		return messages.ErrUnauthorized, ""
 	case status == http.StatusNotFound:
@@ -94,17 +95,21 @@ func classify(err error) (class error, remedy string) {
 	}
 }
 
-// unsent classifies a failure without an answer: the network's, or that of
-// finding credentials, which may be the network's again.
-func unsent(err error) (class error, remedy string) {
+// aboutCredentials reports whether the request was never sent because the client
+// found nothing to sign it with. What else the error holds is then of the server
+// that gives credentials, and not of S3.
+func aboutCredentials(err error) bool {
 	text := err.Error()
-	if !strings.Contains(text, "credential") {
-		return messages.ErrUnavailable, ""
-	}
+	return strings.Contains(text, "get identity: ") || strings.Contains(text, "get credentials: ")
+}
+
+// noCredentials tells a server of credentials that cannot be reached, or is ill,
+// from there being none.
+func noCredentials(err error) (class error, remedy string) {
 	var network net.Error
 	// Without any credentials the client asks the machine's own metadata server
 	// last, and where there is none that fails like a network.
-	if errors.As(err, &network) && !strings.Contains(text, "IMDS") {
+	if (errors.As(err, &network) || httpStatus(err) >= 500) && !strings.Contains(err.Error(), "IMDS") {
 		return messages.ErrUnavailable, ""
 	}
 	return messages.ErrUnauthorized, loginRemedy

@@ -17,6 +17,7 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go/logging"
 	"github.com/aws/smithy-go/middleware"
 
 	"github.com/tidemark-sync/tidemark/messages"
@@ -57,7 +58,8 @@ type Store struct {
 func Open(ctx context.Context, cfg Config, opts ...func(*config.LoadOptions) error) (*Store, error) {
 	// A server that has accepted the connection and says nothing would hold us for ever.
 	client := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) { t.ResponseHeaderTimeout = time.Minute })
-	own := []func(*config.LoadOptions) error{config.WithHTTPClient(client)}
+	// What matters comes back as an error; a library does not write to stderr.
+	own := []func(*config.LoadOptions) error{config.WithHTTPClient(client), config.WithLogger(logging.Nop{})}
 	if cfg.Region != "" {
 		own = append(own, config.WithRegion(cfg.Region))
 	}
@@ -79,9 +81,6 @@ func Open(ctx context.Context, cfg Config, opts ...func(*config.LoadOptions) err
 			o.BaseEndpoint = aws.String(cfg.Endpoint)
 			o.UsePathStyle = true
 		}
-		// An object that was uploaded in parts has no checksum of the whole; the
-		// client would write that to the log at every download.
-		o.DisableLogOutputChecksumValidationSkipped = true
 	}), cfg.Bucket, cfg.Prefix)
 }
 

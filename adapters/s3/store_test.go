@@ -221,16 +221,24 @@ func TestWithoutCredentials(t *testing.T) {
 	}
 	t.Setenv("AWS_CONFIG_FILE", "/dev/null")
 	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
-	s, err := Open(t.Context(), Config{Bucket: "b", Endpoint: "http://127.0.0.1:1"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for what, err := range everyCall(t.Context(), s) {
-		one(t, what, err, messages.ErrUnauthorized)
-		if err == nil || !strings.Contains(err.Error(), "AWS_ACCESS_KEY_ID") {
-			t.Errorf("%s: %v, want the remedy", what, err)
-		}
+	noRole := httptest.NewServer(http.NotFoundHandler())
+	defer noRole.Close()
+	for name, metadata := range map[string][2]string{
+		"no metadata server":       {"AWS_EC2_METADATA_DISABLED", "true"},
+		"a machine without a role": {"AWS_EC2_METADATA_SERVICE_ENDPOINT", noRole.URL},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv(metadata[0], metadata[1])
+			s, err := Open(t.Context(), Config{Bucket: "b", Endpoint: "http://127.0.0.1:1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = s.Delete(t.Context(), "x")
+			one(t, "delete", err, messages.ErrUnauthorized)
+			if err == nil || !strings.Contains(err.Error(), "AWS_ACCESS_KEY_ID") {
+				t.Errorf("%v, want the remedy", err)
+			}
+		})
 	}
 }
 
