@@ -146,11 +146,10 @@ func check(c *messages.Commit) error {
 		if err := checkDocument(d); err != nil {
 			return err
 		}
-		if key := [2]string{d.Table, d.ID}; seen[key] {
+		if seen[[2]string{d.Table, d.ID}] {
 			return fmt.Errorf("document %q of %q is written twice in one commit: %w", d.ID, d.Table, messages.ErrRejected)
-		} else {
-			seen[key] = true
 		}
+		seen[[2]string{d.Table, d.ID}] = true
 		total += d.Size()
 	}
 	if total > maxCommitBytes {

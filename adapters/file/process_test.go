@@ -102,7 +102,7 @@ func commitForever(ctx context.Context, dir, name string) error {
 			return err
 		}
 		v = done.UpdateTime
-		fmt.Println(n)
+		fmt.Fprintln(os.Stdout, n)
 	}
 }
 
@@ -153,7 +153,7 @@ func putForever(ctx context.Context, dir, _ string) error {
 		if _, err := s.Put(ctx, "snapshot", bytes.NewReader(body), messages.Condition{}); err != nil {
 			return err
 		}
-		fmt.Println(n)
+		fmt.Fprintln(os.Stdout, n)
 	}
 }
 

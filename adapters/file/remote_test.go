@@ -118,13 +118,13 @@ func TestHostileFolders(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(dir, "folder", "remote.sqlite"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for path, make := range map[string]string{"foreign": `CREATE TABLE theirs (x)`, "newer": `CREATE TABLE clock (x); PRAGMA application_id = 1952738667; PRAGMA user_version = 99`} {
+	for path, script := range map[string]string{"foreign": `CREATE TABLE theirs (x)`, "newer": `CREATE TABLE clock (x); PRAGMA application_id = 1952738667; PRAGMA user_version = 99`} {
 		write(filepath.Join(dir, path, "remote.sqlite"), "")
 		db, err := sql.Open("sqlite", filepath.Join(dir, path, "remote.sqlite"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := db.ExecContext(t.Context(), make); err != nil {
+		if _, err := db.ExecContext(t.Context(), script); err != nil {
 			t.Fatal(err)
 		}
 		if err := db.Close(); err != nil {
