@@ -50,7 +50,9 @@ func objectName(table, kind string) string {
 
 // indexes are those that the engine needs on a table. The one on clientId is not
 // unique: the application may copy a row with all its columns, and the trigger that
-// gives the copy an id of its own comes after the index has been checked.
+// gives the copy an id of its own comes after the index has been checked. A row that
+// is being inserted costs nothing in the partial ones; in the one of dirty rows it is
+// found when it stayed without an identity, see sweep.
 func (t *Table) indexes() []schemaObject {
 	on := " ON " + quote(t.Name)
 	object := func(kind, rest string) schemaObject {
@@ -58,8 +60,8 @@ func (t *Table) indexes() []schemaObject {
 		return schemaObject{n, "CREATE INDEX " + quote(n) + on + rest}
 	}
 	return []schemaObject{
-		object("id", " (clientId)"),
-		object("server", " (serverId)"),
+		object("id", " (clientId) WHERE clientId IS NOT NULL"),
+		object("server", " (serverId) WHERE serverId IS NOT NULL"),
 		object("dirty", " (clientId) WHERE isDirty = 1"),
 	}
 }
@@ -306,13 +308,17 @@ func (t *Table) buryVanished() []string {
 // beforeInsert: OR REPLACE deletes what is in the way without a DELETE trigger.
 func (t *Table) beforeInsert() schemaObject {
 	body := t.notes("")
+	when := []string{"EXISTS (SELECT 1 FROM tidemark_replaced WHERE tableName = " + literal(t.Name) + ")"}
+	for _, k := range t.uniqueKeys() {
+		when = append(when, "EXISTS (SELECT 1 FROM "+quote(t.Name)+" WHERE "+t.collides(k)+")")
+	}
 	for _, fk := range t.ForeignKeys {
 		body = append(body, "INSERT INTO tidemark_left (tableName, clientId, parentTable, parentKey, parentId) SELECT "+
 			literal(t.Name)+", x.clientId, "+literal(fk.Parent)+", "+keyText("x.", fk.Columns)+", '?' FROM tidemark_replaced CROSS JOIN "+
 			quote(t.Name)+" AS x WHERE "+t.noted()+" AND x.clientId = tidemark_replaced.clientId AND x.serverId IS NOT NULL AND "+
 			keyText("x.", fk.Columns)+" IS NOT NULL ON CONFLICT DO NOTHING")
 	}
-	return t.trigger("bi", "BEFORE INSERT", notApplying, body...)
+	return t.trigger("bi", "BEFORE INSERT", notApplying+" AND ("+strings.Join(when, " OR ")+")", body...)
 }
 
 // afterInsert gives the row its identity. Values that the statement itself brought

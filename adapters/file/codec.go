@@ -72,7 +72,7 @@ func decode(b []byte) (map[string]any, error) {
 		if w <= 0 || n > uint64(len(b)-w) {
 			return nil, false
 		}
-		c := b[w : w+int(n)] //nolint:gosec // bounded by the slice's length above
+		c := b[w : w+int(n)]
 		b = b[w+len(c):]
 		return c, true
 	}

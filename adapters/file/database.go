@@ -96,7 +96,7 @@ func openRemote(dir string) (*Remote, error) {
 	}
 	defer lock.Close()
 	path := filepath.Join(abs, databaseName)
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // the caller names the folder
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err == nil {
 		err = f.Close()
 	}

@@ -30,8 +30,7 @@ func classify(ctx context.Context, err error) error {
 		}
 		return cause
 	}
-	var sq *sqlite.Error
-	if errors.As(err, &sq) {
+	if sq, ok := errors.AsType[*sqlite.Error](err); ok {
 		switch sq.Code() & 0xff {
 		case sqlite3.SQLITE_FULL:
 			return fmt.Errorf("the disk is full, make room on it: %w: %w", err, messages.ErrUnavailable)
@@ -59,8 +58,8 @@ func classify(ctx context.Context, err error) error {
 
 // busy reports whether another connection holds the lock.
 func busy(err error) bool {
-	var sq *sqlite.Error
-	return errors.As(err, &sq) && sq.Code()&0xff == sqlite3.SQLITE_BUSY
+	sq, ok := errors.AsType[*sqlite.Error](err)
+	return ok && sq.Code()&0xff == sqlite3.SQLITE_BUSY
 }
 
 // openFolder makes the folder when only it is missing. Its parent must exist: a

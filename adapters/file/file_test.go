@@ -33,6 +33,7 @@ func openRemote(t *testing.T, dir string) *file.Remote {
 func TestRemote(t *testing.T) {
 	t.Parallel()
 	adaptertest.Remote(t, func(t *testing.T) adaptertest.RemotePort {
+		t.Helper()
 		return openRemote(t, filepath.Join(t.TempDir(), `ünï ?#%41 "x"`))
 	}, adaptertest.Features{ReadTimeTooOld: true})
 }
@@ -54,6 +55,7 @@ func openStore(t *testing.T, dir string) *file.Store {
 func TestObjectStore(t *testing.T) {
 	t.Parallel()
 	adaptertest.ObjectStore(t, func(t *testing.T) stages.ObjectStore {
+		t.Helper()
 		return openStore(t, filepath.Join(t.TempDir(), `ünï ?#%41 "x"`))
 	})
 }

@@ -27,7 +27,7 @@ const childEnv = "TIDEMARK_FILE_CHILD"
 func TestMain(m *testing.M) {
 	if spec := os.Getenv(childEnv); spec != "" {
 		job := strings.Split(spec, "\n")
-		if err := children[job[0]](context.Background(), job[1], job[2]); err != nil {
+		if err := children[job[0]](job[1], job[2]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-var children = map[string]func(ctx context.Context, dir, name string) error{
+var children = map[string]func(dir, name string) error{
 	"commit": commitForever,
 	"put":    putForever,
 	"count":  count,
@@ -83,7 +83,8 @@ func killed(t *testing.T, cmd *exec.Cmd, lines int) []string {
 
 // commitForever commits 40 documents at a time and prints each acknowledged
 // number.
-func commitForever(ctx context.Context, dir, name string) error {
+func commitForever(dir, name string) error {
+	ctx := context.Background()
 	r, err := file.OpenRemote(dir)
 	if err != nil {
 		return err
@@ -143,7 +144,8 @@ func TestRemoteSurvivesKill(t *testing.T) {
 }
 
 // putForever puts objects of changing size, all bytes of one object alike.
-func putForever(ctx context.Context, dir, _ string) error {
+func putForever(dir, _ string) error {
+	ctx := context.Background()
 	s, err := file.OpenStore(dir)
 	if err != nil {
 		return err
@@ -208,7 +210,8 @@ func unfinished(t *testing.T, dir string) []string {
 const countEach = 15
 
 // count counts up in one document and in one object that all processes share.
-func count(ctx context.Context, dir, name string) error {
+func count(dir, name string) error {
+	ctx := context.Background()
 	r, err := file.OpenRemote(dir)
 	if err != nil {
 		return err

@@ -406,19 +406,20 @@ func inOrder(writes []messages.Write) []*messages.Write {
 	return sorted
 }
 
-func newWriter(ctx context.Context, tx *sql.Tx, now int64) (*writer, error) {
-	w := &writer{now: now}
-	for stmt, query := range map[**sql.Stmt]string{
-		&w.current: `SELECT updateTime, until, fields FROM versions WHERE tableName = ? AND id = ? ORDER BY updateTime DESC LIMIT 1`,
-		&w.end:     `UPDATE versions SET until = ? WHERE tableName = ? AND id = ? AND updateTime = ?`,
-		&w.insert: `INSERT INTO versions (tableName, id, updateTime, device, seq, createdOn, updatedOn, updatedBy, uploadedOn, deleted, survivor, fields)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-	} {
-		var err error
-		if *stmt, err = tx.PrepareContext(ctx, query); err != nil {
-			w.close()
-			return nil, err
-		}
+func newWriter(ctx context.Context, tx *sql.Tx, now int64) (w *writer, err error) {
+	w = &writer{now: now}
+	prepare := func(query string) *sql.Stmt {
+		stmt, perr := tx.PrepareContext(ctx, query)
+		err = errors.Join(err, perr)
+		return stmt
+	}
+	w.current = prepare(`SELECT updateTime, until, fields FROM versions WHERE tableName = ? AND id = ? ORDER BY updateTime DESC LIMIT 1`)
+	w.end = prepare(`UPDATE versions SET until = ? WHERE tableName = ? AND id = ? AND updateTime = ?`)
+	w.insert = prepare(`INSERT INTO versions (tableName, id, updateTime, device, seq, createdOn, updatedOn, updatedBy, uploadedOn, deleted, survivor, fields)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`)
+	if err != nil {
+		w.close()
+		return nil, err
 	}
 	return w, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -20,7 +21,7 @@ var errNet = fmt.Errorf("the line is down: %w", messages.ErrUnavailable)
 
 // commit is device a's nth commit, of one document per id.
 func commit(n, expect int64, ids ...string) messages.Commit {
-	c := messages.Commit{Device: messages.Device{ID: "a", Seq: n, Token: fmt.Sprint(n)}, Expect: expect, Announce: true}
+	c := messages.Commit{Device: messages.Device{ID: "a", Seq: n, Token: strconv.FormatInt(n, 10)}, Expect: expect, Announce: true}
 	for _, id := range ids {
 		c.Writes = append(c.Writes, messages.Write{Document: messages.Document{
 			Table: "docs", ID: id, UpdatedBy: "a", Stamp: messages.Stamp{Device: "a", Seq: n}, Fields: map[string]any{"n": n},
@@ -111,7 +112,7 @@ func TestTimesInABubble(t *testing.T) {
 		r.Fault = func(c memory.Call) memory.Fault { return delays[c.N] }
 		var version, last int64
 		for i := range int64(3) {
-			done, err := r.Commit(t.Context(), commit(i+1, version, fmt.Sprint(i)))
+			done, err := r.Commit(t.Context(), commit(i+1, version, strconv.FormatInt(i, 10)))
 			if err != nil {
 				t.Fatal(err)
 			}

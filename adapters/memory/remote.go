@@ -161,7 +161,7 @@ func (r *Remote) Read(ctx context.Context, q messages.Query, yield func(messages
 		return 0, err
 	}
 	s := r.server
-	reads, err := s.read(ctx, r, q, &f, yield)
+	reads, err := s.read(ctx, q, &f, yield)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if reads == 0 && (err == nil || errors.Is(err, f.Break)) {
@@ -174,7 +174,7 @@ func (r *Remote) Read(ctx context.Context, q messages.Query, yield func(messages
 	return reads, f.end(OpRead, nil)
 }
 
-func (s *Server) read(ctx context.Context, r *Remote, q messages.Query, f *Fault, yield func(messages.Document) error) (reads int64, err error) {
+func (s *Server) read(ctx context.Context, q messages.Query, f *Fault, yield func(messages.Document) error) (reads int64, err error) {
 	after := q.After
 	times := 1
 	if f.Repeat {

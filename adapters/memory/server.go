@@ -286,6 +286,11 @@ func check(c *messages.Commit) error {
 	if err := checkName("device id", c.Device.ID); err != nil {
 		return err
 	}
+	for _, text := range []string{c.Device.Token, c.Device.Name, c.Device.Platform, c.Device.Version} {
+		if !utf8.ValidString(text) {
+			return fmt.Errorf("the record of %q holds %q, which is not valid UTF-8: %w", c.Device.ID, text, messages.ErrRejected)
+		}
+	}
 	total := 0
 	seen := make(map[[2]string]bool, len(c.Writes))
 	for i := range c.Writes {

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tidemark-sync/tidemark"
+)
+
+func (a *app) attach() *cobra.Command {
+	return a.takes(&cobra.Command{
+		Use:   "attach --db FILE [--exclude TABLE]…",
+		Short: "make a database ready for sync: once, and whenever you like",
+		Long: `attach makes an existing SQLite database ready for sync. Every table gets the
+columns that tell what changed (createdOn, updatedOn, updatedBy, serverId, isDirty
+and two of ours), and triggers that keep them right whatever program writes. All
+rows are marked dirty: the next sync uploads them.
+
+It is done as a whole or not at all, and doing it again does only what is new.
+Your own columns and rows stay as they are.`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := a.settings(cmd)
+			if err == nil {
+				err = s.need("db")
+			}
+			if err != nil {
+				return err
+			}
+			ctx := cmd.Context()
+			db, err := openDatabase(ctx, s.db)
+			if err != nil {
+				return err
+			}
+			defer db.Close() //nolint:errcheck // every transaction has ended
+			var tables []tidemark.Table
+			for _, t := range s.exclude {
+				tables = append(tables, tidemark.Table{Name: t, Exclude: true})
+			}
+			a.progress.begin("attaching "+s.db.text, nil)
+			done, err := tidemark.Attach(ctx, db.DB, tables...)
+			a.progress.end()
+			if err != nil {
+				return db.failed(cause(ctx, err))
+			}
+			a.tellAttached(s, done)
+			return nil
+		},
+	}, "db", "exclude")
+}
+
+func (a *app) tellAttached(s settings, d tidemark.Attached) {
+	name := plain(s.db.text)
+	if len(d.Tables) == 0 {
+		a.out.printf("%s has no table that could be synced.\n", name)
+	} else {
+		a.out.printf("%s is attached: %s, %s marked dirty.\n\n", name, count(int64(len(d.Tables)), "table", "tables"), count(d.Rows, "row", "rows"))
+		a.list("tables", d.Tables)
+	}
+	for _, l := range []struct {
+		name   string
+		tables []string
+	}{
+		{"new", d.New}, {"rebuilt", d.Rebuilt}, {"gained columns", d.Gained}, {"gone", d.Vanished}, {"left out", d.Excluded},
+	} {
+		if l.name == "new" && len(l.tables) == len(d.Tables) {
+			continue // says nothing that is not said
+		}
+		a.list(l.name, l.tables)
+	}
+	if len(d.Dangling) > 0 {
+		a.out.printf("\nReferences to rows that do not exist; such rows stay here and are not uploaded:\n")
+		for _, x := range d.Dangling {
+			a.wrap(2, "", x.Table+" ("+strings.Join(x.Columns, ", ")+"): "+count(x.Rows, "row refers", "rows refer")+" to no row of "+x.Parent+", for instance "+x.First)
+		}
+	}
+	if len(d.Warnings) > 0 {
+		a.out.printf("\nPlease note:\n")
+		for _, w := range d.Warnings {
+			a.wrap(2, "", w)
+		}
+	}
+	if len(d.Tables) > 0 {
+		a.next("sync", s, "remote", "store")
+	}
+}
+
+// list prints names under a heading, wrapped.
+func (a *app) list(heading string, names []string) {
+	if len(names) > 0 {
+		a.wrap(18, "  "+heading, strings.Join(names, ", "))
+	}
+}
+
+// wrap prints a text in at most 80 columns, all of it indented, after a heading.
+func (a *app) wrap(indent int, heading, text string) {
+	line := heading + strings.Repeat(" ", max(0, indent-len(heading)))
+	empty := true
+	for _, word := range strings.Fields(plain(text)) {
+		if !empty && len([]rune(line))+1+len([]rune(word)) > 80 {
+			a.out.printf("%s\n", line)
+			line, empty = strings.Repeat(" ", indent), true
+		}
+		if !empty {
+			line += " "
+		}
+		line += word
+		empty = false
+	}
+	a.out.printf("%s\n", line)
+}
+
+// next tells the command that comes next, with what it needs and does not know.
+func (a *app) next(command string, s settings, more ...string) {
+	line := "pipeline " + command
+	if a.given.config != "" {
+		line += " --config " + shell(a.given.config)
+	}
+	if s.db.from == "--db" {
+		line += " --db " + shell(s.db.text)
+	}
+	for _, n := range more {
+		v := map[string]setting{"remote": s.remote, "store": s.store}[n]
+		switch {
+		case v.text == "":
+			line += " --" + n + " URL"
+		case strings.HasPrefix(v.from, "--"):
+			line += " --" + n + " " + shell(v.text)
+		}
+	}
+	a.out.printf("\nNext: %s\n", plain(line))
+}

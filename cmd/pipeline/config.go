@@ -1,0 +1,234 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+)
+
+// setting is a value and where it came from, so that an error can name it.
+type setting struct{ text, from string }
+
+// given is what the flags say.
+type given struct {
+	config, db, remote, store string
+	every                     time.Duration
+	exclude                   []string
+}
+
+// settings are what holds: flags before the environment before the file.
+type settings struct {
+	db, remote, store setting
+	every             time.Duration
+	exclude           []string
+}
+
+const (
+	defaultConfig = "tidemark.yaml"
+	defaultEvery  = 30 * time.Second
+	maxConfig     = 1 << 20 // bytes
+)
+
+// takes adds the flags that a command knows.
+func (a *app) takes(cmd *cobra.Command, names ...string) *cobra.Command {
+	for _, n := range names {
+		switch n {
+		case "db":
+			cmd.Flags().StringVar(&a.given.db, n, "", "the SQLite database `FILE`")
+		case "remote":
+			cmd.Flags().StringVar(&a.given.remote, n, "", "the server: firestore://PROJECT/users/alice or file:///DIR (`URL`)")
+		case "store":
+			cmd.Flags().StringVar(&a.given.store, n, "", "where snapshots are: s3://BUCKET/PREFIX or file:///DIR (`URL`)")
+		case "every":
+			cmd.Flags().DurationVar(&a.given.every, n, defaultEvery, "how long to wait between cycles, at least `1s`")
+		case "exclude":
+			cmd.Flags().StringArrayVar(&a.given.exclude, n, nil, "leave this `TABLE` out of sync; may be repeated")
+		}
+	}
+	return cmd
+}
+
+// settings brings flags, environment and file together.
+func (a *app) settings(cmd *cobra.Command) (settings, error) {
+	s := settings{every: defaultEvery}
+	if err := a.configFile(cmd, &s); err != nil {
+		return s, err
+	}
+	for _, v := range []struct {
+		flag, text string
+		to         *setting
+	}{
+		{"db", a.given.db, &s.db},
+		{"remote", a.given.remote, &s.remote},
+		{"store", a.given.store, &s.store},
+	} {
+		variable := "TIDEMARK_" + strings.ToUpper(v.flag)
+		if text := os.Getenv(variable); text != "" {
+			*v.to = setting{text, variable}
+		}
+		if cmd.Flags().Changed(v.flag) {
+			*v.to = setting{v.text, "--" + v.flag}
+		}
+	}
+	if cmd.Flags().Changed("every") {
+		s.every = a.given.every
+	}
+	if s.every < time.Second {
+		return s, misuse("--every takes at least 1s: every cycle is billed")
+	}
+	if cmd.Flags().Changed("exclude") {
+		s.exclude = a.given.exclude
+	}
+	return s, nil
+}
+
+// need refuses to begin without the named settings.
+func (s settings) need(names ...string) error {
+	for _, n := range names {
+		switch {
+		case n == "db" && s.db.text == "":
+			return missing("database", n, "FILE")
+		case n == "remote" && s.remote.text == "":
+			return missing("remote", n, "URL, such as firestore://PROJECT/users/alice or file:///DIR")
+		case n == "store" && s.store.text == "":
+			return missing("store for snapshots", n, "URL, such as s3://BUCKET/PREFIX or file:///DIR")
+		}
+	}
+	return nil
+}
+
+func missing(what, flag, value string) error {
+	return misuse("there is no %s: name it with --%s %s, or in TIDEMARK_%s, or as %q in %s",
+		what, flag, value, strings.ToUpper(flag), flag+":", defaultConfig)
+}
+
+// configFile reads the file named by --config, or tidemark.yaml where there is one.
+func (a *app) configFile(cmd *cobra.Command, s *settings) error {
+	name := defaultConfig
+	if cmd.Flags().Changed("config") {
+		name = a.given.config
+	}
+	raw, err := readConfig(name)
+	if errors.Is(err, fs.ErrNotExist) && !cmd.Flags().Changed("config") {
+		return nil
+	}
+	if err != nil {
+		return misuse("read the settings: %w", err)
+	}
+	if err := s.parse(raw, name); err != nil {
+		return misuse("%s: %w", plain(name), err)
+	}
+	if s.db.text != "" && !filepath.IsAbs(s.db.text) {
+		s.db.text = filepath.Join(filepath.Dir(name), s.db.text) // beside the file that names it
+	}
+	return nil
+}
+
+func readConfig(name string) ([]byte, error) {
+	regular := func(st os.FileInfo) error {
+		if !st.Mode().IsRegular() {
+			return fmt.Errorf("%s is not a regular file: name one, or move it away", plain(name))
+		}
+		return nil
+	}
+	st, err := os.Stat(name) // before it is opened: a FIFO would hold us for ever
+	if err == nil {
+		err = regular(st)
+	}
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	raw, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err == nil && len(raw) > maxConfig {
+		err = fmt.Errorf("%s is larger than 1 MiB: it is something else than our settings", plain(name))
+	}
+	return raw, err
+}
+
+// parse repeats no value in its errors: somebody may keep a secret where none belongs.
+func (s *settings) parse(raw []byte, name string) error {
+	dec := yaml.NewDecoder(strings.NewReader(string(raw)))
+	var doc yaml.Node
+	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("it is not valid YAML: %w", err)
+	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return errors.New("it holds more than one document: keep one")
+	}
+	top := doc.Content[0]
+	if top.Kind == yaml.ScalarNode && top.Tag == "!!null" {
+		return nil
+	}
+	if top.Kind != yaml.MappingNode {
+		return errors.New("it has to be a list of settings such as `db: notes.db`")
+	}
+	seen := map[string]bool{}
+	for i := 0; i < len(top.Content); i += 2 {
+		key, value := top.Content[i], top.Content[i+1]
+		if seen[key.Value] {
+			return fmt.Errorf("line %d: %q is there twice: keep one", key.Line, fit(key.Value, 40))
+		}
+		seen[key.Value] = true
+		if err := s.set(key.Value, value, name); err != nil {
+			return fmt.Errorf("line %d: %w", key.Line, err)
+		}
+	}
+	return nil
+}
+
+func (s *settings) set(key string, value *yaml.Node, name string) error {
+	text, isText := value.Value, value.Kind == yaml.ScalarNode && value.Tag != "!!null"
+	if key != "exclude" && !isText {
+		switch key {
+		case "db", "remote", "store", "every":
+			return fmt.Errorf("%q needs one value", key)
+		}
+	}
+	from := setting{text, plain(name) + ": " + key}
+	switch key {
+	case "db":
+		s.db = from
+	case "remote":
+		s.remote = from
+	case "store":
+		s.store = from
+	case "every":
+		d, err := time.ParseDuration(text)
+		if err != nil || d < time.Second {
+			return errors.New(`"every" takes a duration of at least a second, such as 30s or 5m`)
+		}
+		s.every = d
+	case "exclude":
+		if isText {
+			s.exclude = []string{text}
+			return nil
+		}
+		if value.Kind != yaml.SequenceNode {
+			return errors.New(`"exclude" takes a table's name, or a list of them`)
+		}
+		for _, n := range value.Content {
+			if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
+				return errors.New(`"exclude" takes a list of tables' names`)
+			}
+			s.exclude = append(s.exclude, n.Value)
+		}
+	default:
+		return fmt.Errorf("there is no setting %q: the settings are db, remote, store, every and exclude", fit(key, 40))
+	}
+	return nil
+}

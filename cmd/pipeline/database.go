@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/uptrace/bun"
+	"github.com/uptrace/bun/dialect/sqlitedialect"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/tidemark-sync/tidemark"
+)
+
+// fileDriver is modernc's driver for plain paths: "?", "#" and "%" in a name stand
+// for themselves, and a file that does not exist is not created.
+const fileDriver = "tidemark-file"
+
+type plainPaths struct{ driver.Driver }
+
+func (p plainPaths) Open(path string) (driver.Conn, error) { return p.Driver.Open(dsn(path)) }
+
+func init() {
+	db, err := sql.Open("sqlite", "")
+	if err != nil {
+		panic(err) // the driver is not linked in
+	}
+	sql.Register(fileDriver, plainPaths{db.Driver()})
+	_ = db.Close() // it has opened nothing
+}
+
+// dsn spells an absolute path as SQLite's URI. SQLite waits ten seconds for another
+// program's transaction.
+func dsn(path string) string {
+	path = filepath.ToSlash(path)
+	if !strings.HasPrefix(path, "/") {
+		path = "/" + path // a Windows drive
+	}
+	q := url.Values{"mode": {"rw"}, "_pragma": {"busy_timeout(10000)"}}
+	u := url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: q.Encode()}
+	return u.String()
+}
+
+// database is an open database file.
+type database struct {
+	*bun.DB
+	path string // as the user named it
+}
+
+// openDatabase opens an existing file and looks whether it is a database at all.
+func openDatabase(ctx context.Context, name setting) (*database, error) {
+	path, err := checkPath(name.text)
+	if err != nil {
+		return nil, err
+	}
+	sqldb, err := sql.Open(fileDriver, path)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", name.text, err)
+	}
+	db := &database{bun.NewDB(sqldb, sqlitedialect.New()), name.text}
+	var n int
+	if err := db.DB.DB.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_master`).Scan(&n); err != nil {
+		return nil, errors.Join(db.failed(explain(err)), db.Close())
+	}
+	return db, nil
+}
+
+func checkPath(path string) (string, error) {
+	if strings.ContainsRune(path, 0) {
+		return "", misuse("the database's name holds a NUL character")
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	st, err := os.Stat(abs)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", fmt.Errorf("there is no file %s: check the name; the application creates its database, or `pipeline restore` brings one back", path)
+	case err != nil:
+		return "", fmt.Errorf("open the database: %w", err)
+	case !st.Mode().IsRegular():
+		return "", fmt.Errorf("%s is not a file: name the database file itself", path)
+	}
+	return abs, nil
+}
+
+// failed says which database an error is about.
+func (db *database) failed(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", db.path, err)
+}
+
+// attached fails when `pipeline attach` was never run on the file.
+func (db *database) attached(ctx context.Context) error {
+	var yes bool
+	err := db.DB.DB.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'tidemark_tables')`).Scan(&yes)
+	if err == nil && yes {
+		err = db.DB.DB.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM tidemark_tables WHERE excluded = 0)`).Scan(&yes)
+	}
+	if err == nil && !yes {
+		err = fmt.Errorf("%w: run `pipeline attach --db %s` first", tidemark.ErrNotAttached, shell(db.path))
+	}
+	return db.failed(explain(err))
+}
+
+// aside is why rows or documents of a table were set aside.
+type aside struct {
+	table, reason string
+	rows          int64
+}
+
+// setAside lists the reasons of the dead letters, the most frequent first.
+func (db *database) setAside(ctx context.Context) ([]aside, error) {
+	rows, err := db.DB.DB.QueryContext(ctx, `SELECT tableName, reason, count(*) FROM tidemark_dead_letters WHERE state = 'dead'
+		GROUP BY tableName, reason ORDER BY count(*) DESC, tableName, reason LIMIT 6`)
+	if err != nil {
+		return nil, db.failed(explain(err))
+	}
+	defer rows.Close() //nolint:errcheck // read to its end below
+	var out []aside
+	for rows.Next() {
+		var a aside
+		if err := rows.Scan(&a.table, &a.reason, &a.rows); err != nil {
+			return nil, db.failed(err)
+		}
+		out = append(out, a)
+	}
+	return out, rows.Err()
+}
+
+// explain gives what SQLite says its class, and with it the remedy.
+func explain(err error) error {
+	var sq *sqlite.Error
+	if !errors.As(err, &sq) {
+		return err
+	}
+	class := map[int]error{
+		sqlite3.SQLITE_NOTADB:   tidemark.ErrNotDatabase,
+		sqlite3.SQLITE_CORRUPT:  tidemark.ErrNotDatabase,
+		sqlite3.SQLITE_BUSY:     tidemark.ErrLocked,
+		sqlite3.SQLITE_LOCKED:   tidemark.ErrLocked,
+		sqlite3.SQLITE_FULL:     tidemark.ErrDiskFull,
+		sqlite3.SQLITE_READONLY: tidemark.ErrReadOnly,
+		sqlite3.SQLITE_CANTOPEN: tidemark.ErrReadOnly,
+		sqlite3.SQLITE_PERM:     tidemark.ErrReadOnly,
+	}[sq.Code()&0xff]
+	if class == nil || errors.Is(err, class) {
+		return err
+	}
+	return fmt.Errorf("%w (%w)", class, err)
+}

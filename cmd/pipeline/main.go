@@ -1,0 +1,252 @@
+// Command pipeline keeps a SQLite database in step with Firestore and keeps a
+// snapshot of it in S3. `pipeline demo` shows it without any account.
+//
+// Exit codes: 0 done, 1 failed, 2 wrong usage.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() { os.Exit(start(os.Args[1:])) }
+
+// errInterrupted is the cause of a context that a signal ended.
+var errInterrupted = errors.New("interrupted")
+
+// usageError is a command line or a configuration that cannot be meant: exit code 2.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func misuse(format string, args ...any) error {
+	return usageError{fmt.Errorf(format, args...)}
+}
+
+// app is what all commands share.
+type app struct {
+	out      *output
+	err      io.Writer
+	progress *progress
+	given    given
+	verbose  bool
+}
+
+// start runs one command line and returns the exit code.
+func start(args []string) int {
+	a := &app{out: &output{w: os.Stdout}, err: os.Stderr}
+	ctx, stop := interruptible(context.Background())
+	defer stop()
+	root := a.root()
+	root.SetArgs(args)
+	cmd, err := root.ExecuteContextC(ctx)
+	a.progress.end()
+	if err == nil {
+		err = a.out.failed()
+	}
+	if err == nil {
+		return exitDone
+	}
+	if errors.Is(err, errInterrupted) {
+		fmt.Fprintln(a.err, "pipeline: interrupted. Nothing is lost: the next one goes on from here.")
+		return exitFailed
+	}
+	fmt.Fprintln(a.err, "pipeline: "+plain(err.Error()))
+	if errors.As(err, new(usageError)) {
+		fmt.Fprintf(a.err, "Run `%s --help` to see how it is used.\n", cmd.CommandPath())
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// interruptible ends the context at the first SIGINT or SIGTERM, and the process at
+// the second.
+func interruptible(parent context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	done := make(chan struct{})
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case <-signals:
+			case <-done:
+				return
+			}
+			if n > 0 {
+				os.Exit(exitFailed)
+			}
+			cancel(errInterrupted)
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(done)
+		cancel(nil)
+	}
+}
+
+const about = `pipeline keeps a SQLite database in step with Firestore, and a fresh snapshot of
+it in S3. Each sync goes once round: check Devices for what is new, download it,
+upload the rows that are dirty, register this device, and, when this device is
+Big Brother, back up. A new or lost device restores the snapshot and downloads
+only what came after it.
+
+Try it first:  pipeline demo`
+
+const settingsHelp = `
+REMOTE is firestore://PROJECT/users/alice[?database=NAME] or file:///DIR, STORE is
+s3://BUCKET/PREFIX[?region=…&endpoint=…] or file:///DIR. They and the database can
+also be given in TIDEMARK_DB, TIDEMARK_REMOTE and TIDEMARK_STORE, or in
+tidemark.yaml: db, remote, store, every, exclude. Credentials come from where
+gcloud and aws keep them.
+`
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "pipeline",
+		Short:         "keep a SQLite database in step with Firestore, and a snapshot of it in S3",
+		Long:          about,
+		Version:       version(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				return misuse("there is no such command; did you mean `pipeline %s`?", near[0])
+			}
+			return misuse("there is no such command")
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cmd.SetOut(a.err)
+			_ = cmd.Help()
+			return misuse("say what to do: name a command")
+		},
+		PersistentPreRun: func(*cobra.Command, []string) {
+			if !a.verbose {
+				a.progress = newProgress(os.Stderr)
+			}
+		},
+	}
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SuggestionsMinimumDistance = 2
+	root.SetVersionTemplate("pipeline {{.Version}}\n")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
+	root.SetUsageTemplate(usageTemplate)
+	root.PersistentFlags().StringVar(&a.given.config, "config", "", "read the settings from this `FILE` instead of tidemark.yaml")
+	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "log every step to standard error")
+	root.AddCommand(a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.status(), a.topology(), &cobra.Command{
+		Use: "version", Short: "say which version this is", Args: noArguments,
+		RunE: func(*cobra.Command, []string) error {
+			a.out.printf("pipeline %s\n", version())
+			return nil
+		},
+	})
+	for _, c := range root.Commands() {
+		c.DisableFlagsInUseLine = true
+	}
+	return root
+}
+
+// usageTemplate is cobra's with the sections that we have.
+const usageTemplate = `
+Usage:
+  {{if .HasAvailableSubCommands}}{{.CommandPath}} COMMAND [flags]{{else}}{{.UseLine}}{{end}}
+{{- if .HasAvailableSubCommands}}
+
+Commands:{{range .Commands}}{{if .IsAvailableCommand}}
+  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{end}}
+{{- if .HasAvailableLocalFlags}}
+
+Flags:
+{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}
+{{- if .HasAvailableInheritedFlags}}
+{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}
+{{- if .HasAvailableSubCommands}}
+
+"{{.CommandPath}} COMMAND --help" says more about a command.{{end}}
+`
+
+// flagError repeats no value: what was mistyped may be a secret.
+func flagError(err error) error {
+	var unknown *pflag.NotExistError
+	var missing *pflag.ValueRequiredError
+	var invalid *pflag.InvalidValueError
+	switch {
+	case errors.As(err, &unknown):
+		name := unknown.GetSpecifiedName()
+		if unknown.GetSpecifiedShortnames() != "" {
+			return misuse("there is no flag -%s", plain(name))
+		}
+		return misuse("there is no flag --%s", plain(name))
+	case errors.As(err, &missing):
+		return misuse("the flag --%s needs a value", missing.GetFlag().Name)
+	case errors.As(err, &invalid):
+		return misuse("the value of --%s is not one: it takes a %s", invalid.GetFlag().Name, invalid.GetFlag().Value.Type())
+	}
+	return misuse("the flags cannot be read: check their spelling")
+}
+
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if cmd.Flags().Lookup("db") != nil {
+		return misuse("%s takes flags only; name the database with --db", cmd.Name())
+	}
+	return misuse("%s takes flags only", cmd.Name())
+}
+
+// version is the module's, with the commit it was built from where Go knows it.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	v, commit := "(devel)", ""
+	if ok {
+		if info.Main.Version != "" {
+			v = info.Main.Version
+		}
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" && !strings.Contains(v, s.Value[:min(12, len(s.Value))]) {
+				commit = ", commit " + s.Value[:min(12, len(s.Value))]
+			}
+		}
+	}
+	return fmt.Sprintf("%s (%s, %s/%s%s)", v, runtime.Version(), runtime.GOOS, runtime.GOARCH, commit)
+}
+
+// logger is nil unless somebody looks at what it says.
+func (a *app) logger() *zap.Logger {
+	switch {
+	case a.verbose:
+		config := zap.NewDevelopmentEncoderConfig()
+		config.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
+		config.CallerKey, config.StacktraceKey = zapcore.OmitKey, zapcore.OmitKey
+		return zap.New(steps{Core: zapcore.NewCore(zapcore.NewConsoleEncoder(config), zapcore.Lock(zapcore.AddSync(a.err)), zap.DebugLevel)})
+	case a.progress != nil:
+		return zap.New(steps{progress: a.progress})
+	}
+	return nil
+}

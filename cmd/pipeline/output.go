@@ -1,0 +1,114 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// output is standard output. It remembers its first failure: who reads a Report from
+// a full disk must not be told that all is well.
+type output struct {
+	w   io.Writer
+	err error
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.w.Write(p)
+	if err != nil && o.err == nil {
+		o.err = err
+	}
+	return n, err
+}
+
+func (o *output) failed() error {
+	if o.err == nil {
+		return nil
+	}
+	return fmt.Errorf("write to standard output: %w", o.err)
+}
+
+func (o *output) printf(format string, args ...any) { _, _ = fmt.Fprintf(o, format, args...) }
+
+func (o *output) json(v any) error {
+	raw, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return errors.Join(err, o.failed())
+	}
+	o.printf("%s\n", raw)
+	return nil
+}
+
+// plain makes a text harmless for a terminal: what an application calls its tables,
+// or a server answers, may hold control characters.
+func plain(s string) string {
+	var b strings.Builder
+	for _, r := range strings.TrimSpace(strings.ToValidUTF8(s, "\uFFFD")) {
+		switch {
+		case r == '\n':
+			b.WriteString("\n  ")
+		case r == '\t':
+			b.WriteByte(' ')
+		case !unicode.IsPrint(r):
+			q := strconv.QuoteRune(r)
+			b.WriteString(q[1 : len(q)-1])
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+// fit is plain on one line of at most width characters.
+func fit(s string, width int) string {
+	s = strings.ReplaceAll(plain(s), "\n  ", " ")
+	if utf8.RuneCountInString(s) <= width {
+		return s
+	}
+	return string([]rune(s)[:width-1]) + "…"
+}
+
+// count is "1 row", "2 rows" and "12,345 rows".
+func count(n int64, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return thousands(n) + " " + many
+}
+
+func thousands(n int64) string {
+	s := strconv.FormatInt(n, 10)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+func size(bytes int64) string {
+	switch f := float64(bytes); {
+	case bytes < 1000:
+		return count(bytes, "byte", "bytes")
+	case bytes < 1_000_000:
+		return fmt.Sprintf("%.1f kB", f/1e3)
+	case bytes < 1_000_000_000:
+		return fmt.Sprintf("%.1f MB", f/1e6)
+	default:
+		return fmt.Sprintf("%.2f GB", f/1e9)
+	}
+}
+
+// shell quotes an argument for a POSIX shell.
+func shell(s string) string {
+	safe := func(r rune) bool {
+		return r < utf8.RuneSelf && (unicode.IsLetter(r) || unicode.IsDigit(r)) || strings.ContainsRune("_-./:=@%+,", r)
+	}
+	if s != "" && strings.IndexFunc(s, func(r rune) bool { return !safe(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

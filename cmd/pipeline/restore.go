@@ -1,0 +1,63 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tidemark-sync/tidemark"
+)
+
+func (a *app) restore() *cobra.Command {
+	return a.takes(&cobra.Command{
+		Use:   "restore --db FILE --store URL",
+		Short: "bring the database back from the newest snapshot",
+		Long: `restore downloads the newest snapshot and checks it: checksum, integrity, foreign
+keys and version. Only then it takes FILE's place, as a device of its own. A file
+that is there already is replaced only when all its rows were uploaded. The next
+sync downloads what came after the snapshot.`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			s, err := a.settings(cmd)
+			if err == nil {
+				err = s.need("db", "store")
+			}
+			if err != nil {
+				return err
+			}
+			u, err := parseStore(s.store)
+			if err != nil {
+				return err
+			}
+			store, closer, err := openStore(ctx, u)
+			if err != nil {
+				return err
+			}
+			defer closer.Close() //nolint:errcheck // it was only read
+			var done, total atomic.Int64
+			a.progress.begin("restoring "+s.db.text, func() string {
+				if total.Load() == 0 {
+					return ""
+				}
+				return fmt.Sprintf("%s of %s", size(done.Load()), size(total.Load()))
+			})
+			r, err := tidemark.Restore(ctx, s.db.text, store, tidemark.RestoreDriver(fileDriver),
+				tidemark.RestoreProgress(func(d, t int64) { done.Store(d); total.Store(t) }))
+			a.progress.end()
+			if err != nil {
+				if err := cause(ctx, err); errors.Is(err, errInterrupted) {
+					return err
+				}
+				return fmt.Errorf("%s: %w", s.db.text, explain(err))
+			}
+			a.out.printf("%s is restored: %s, from a snapshot of %s.\n\n  snapshot  %s\n  device    %s, new\n",
+				plain(s.db.text), size(r.Bytes), size(r.Store.BytesDown), plain(r.Generation), plain(r.DeviceID))
+			a.out.printf("  store     %s (%s)\n", count(r.Store.Gets, "GET", "GETs"), size(r.Store.BytesDown))
+			a.next("sync", s, "remote", "store")
+			return nil
+		},
+	}, "db", "store")
+}

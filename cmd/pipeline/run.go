@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tidemark-sync/tidemark"
+)
+
+func (a *app) run() *cobra.Command {
+	return a.takes(&cobra.Command{
+		Use:   "run --db FILE --remote URL --store URL [--every 30s]",
+		Short: "stay in step until it is told to stop",
+		Long: `run syncs again and again, and prints a line when something moved. It waits out
+any outage. SIGINT (Ctrl-C) or SIGTERM stop it: the cycle under way may take ten
+seconds to end, and the exit code is 0. A second signal ends it at once.`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			w, err := a.open(cmd)
+			if err != nil {
+				return err
+			}
+			defer w.close()
+			d := &diary{a: a, ctx: ctx}
+			a.out.printf("%s keeps in step with %s, every %v. Ctrl-C stops it.\n", plain(w.settings.db.text), plain(w.settings.remote.text), w.settings.every)
+			err = w.pipeline.Run(ctx, d.cycle)
+			a.progress.end()
+			if err != nil {
+				return w.db.failed(err)
+			}
+			return d.close(w)
+		},
+	}, "db", "remote", "store", "every")
+}
+
+// diary is what run prints.
+type diary struct {
+	a       *app
+	ctx     context.Context //nolint:containedctx // it lives inside one command
+	cycles  int64
+	reads   int64
+	writes  int64
+	failing string
+}
+
+func (d *diary) say(format string, args ...any) {
+	d.a.out.printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+}
+
+// cycle is told of every cycle that ended, or failed.
+func (d *diary) cycle(r tidemark.Report, err error) {
+	d.a.progress.end()
+	d.reads += r.Billed.Reads
+	d.writes += r.Billed.Writes
+	if err != nil {
+		if d.ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			return // the stop that was asked for
+		}
+		if text := plain(err.Error()); text != d.failing { // an outage is told once
+			d.failing = text
+			fmt.Fprintf(d.a.err, "%s  failed: %s\n", time.Now().Format(time.TimeOnly), text)
+		}
+		return
+	}
+	d.cycles++
+	first, recovered := d.cycles == 1, d.failing != ""
+	d.failing = ""
+	t := r.Total()
+	switch {
+	case len(r.Tables) == 0 && r.Snapshot == nil && r.InStep && recovered:
+		d.say("working again, nothing to move (%s)", billed(r))
+	case len(r.Tables) == 0 && r.Snapshot == nil && r.InStep && first:
+		d.say("in step, nothing to move (%s)", billed(r))
+	case len(r.Tables) == 0 && r.Snapshot == nil && r.InStep:
+	default:
+		var parts []string
+		for _, p := range []struct {
+			n    int64
+			what string
+		}{
+			{t.Downloaded, "down"}, {t.Uploaded, "up"}, {t.Conflicts, "in conflict"}, {t.Waiting, "waiting"}, {t.Dead, "set aside"},
+		} {
+			if p.n > 0 {
+				parts = append(parts, thousands(p.n)+" "+p.what)
+			}
+		}
+		if r.Snapshot != nil {
+			parts = append(parts, "a snapshot of "+size(r.Store.BytesUp))
+		}
+		if !r.InStep {
+			parts = append(parts, "not in step yet")
+		}
+		d.say("%s (%s)", strings.Join(parts, ", "), billed(r))
+	}
+}
+
+// close prints the last line.
+func (d *diary) close(w *work) error {
+	st, err := w.pipeline.Status(context.WithoutCancel(d.ctx))
+	if err != nil {
+		return w.db.failed(err)
+	}
+	left := "nothing is left to upload"
+	if st.Dirty > 0 {
+		left = count(st.Dirty, "row is", "rows are") + " left to upload, next time"
+	}
+	d.say("stopped after %s (%s, %s); %s", count(d.cycles, "cycle", "cycles"), count(d.reads, "read", "reads"), count(d.writes, "write", "writes"), left)
+	return nil
+}

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tidemark-sync/tidemark"
+)
+
+func (a *app) sync() *cobra.Command {
+	var asJSON, full bool
+	cmd := a.takes(&cobra.Command{
+		Use:   "sync --db FILE --remote URL --store URL [--json] [--full]",
+		Short: "one cycle: download, upload, register, back up",
+		Long: `sync runs one cycle and tells what it moved and what it cost. It downloads what
+other devices uploaded, uploads the rows that are dirty here, and backs up when
+this device is Big Brother. Rows that can never be synced are set aside, with the
+reason, and stop nobody. After an error the next sync goes on from there.
+
+Exit code 0: the cycle came to its end. 1: it did not.`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			w, err := a.open(cmd)
+			if err != nil {
+				return err
+			}
+			defer w.close()
+			sync := w.pipeline.Sync
+			if full {
+				sync = w.pipeline.SyncFull
+			}
+			started := time.Now()
+			a.progress.begin("checking devices", w.left(ctx))
+			report, err := sync(ctx)
+			took := time.Since(started)
+			a.progress.end()
+			if asJSON && report.Cycle != "" {
+				err = errors.Join(err, a.out.json(report))
+			}
+			if err != nil {
+				return w.db.failed(cause(ctx, err))
+			}
+			if asJSON {
+				return nil
+			}
+			return a.tellSynced(ctx, w, report, took)
+		},
+	}, "db", "remote", "store")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one Report object on standard output")
+	cmd.Flags().BoolVar(&full, "full", false, "compare every document, not only what is new: one billed read each")
+	return cmd
+}
+
+// work is an open pipeline and what has to be closed after it.
+type work struct {
+	settings settings
+	pipeline *tidemark.Pipeline
+	db       *database
+	closers  []io.Closer
+}
+
+func (w *work) close() {
+	for i := len(w.closers) - 1; i >= 0; i-- {
+		_ = w.closers[i].Close() // every cycle has ended: there is nothing left to lose
+	}
+}
+
+// left asks the database what is still to be uploaded, for the progress display.
+func (w *work) left(ctx context.Context) func() string {
+	return func() string {
+		st, err := w.pipeline.Status(ctx)
+		if err != nil || st.Dirty == 0 {
+			return ""
+		}
+		return count(st.Dirty, "row", "rows") + " to upload"
+	}
+}
+
+// open makes a pipeline of the settings. Nothing is asked of a server before the
+// database is known to be one that was attached.
+func (a *app) open(cmd *cobra.Command) (_ *work, err error) {
+	ctx := cmd.Context()
+	w := &work{}
+	if w.settings, err = a.settings(cmd); err != nil {
+		return nil, err
+	}
+	s := w.settings
+	if err := s.need("db", "remote", "store"); err != nil {
+		return nil, err
+	}
+	remoteURL, err := parseRemote(s.remote)
+	if err != nil {
+		return nil, err
+	}
+	storeURL, err := parseStore(s.store)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
+	if w.db, err = openDatabase(ctx, s.db); err != nil {
+		return nil, err
+	}
+	w.closers = append(w.closers, w.db)
+	if err := w.db.attached(ctx); err != nil {
+		return nil, err
+	}
+	remote, c, err := openRemote(ctx, remoteURL)
+	if err != nil {
+		return nil, err
+	}
+	w.closers = append(w.closers, c)
+	store, c, err := openStore(ctx, storeURL)
+	if err != nil {
+		return nil, err
+	}
+	w.closers = append(w.closers, c)
+	host, _ := os.Hostname() // a device without a name is one all the same
+	opts := []tidemark.Option{tidemark.WithDevice(host, version()), tidemark.WithInterval(s.every)}
+	if log := a.logger(); log != nil {
+		opts = append(opts, tidemark.WithLogger(log))
+	}
+	if w.pipeline, err = tidemark.New(ctx, w.db.DB, remote, store, opts...); err != nil {
+		return nil, w.db.failed(err)
+	}
+	return w, nil
+}
+
+// cause is the signal when one ended the work, and the error otherwise.
+func cause(ctx context.Context, err error) error {
+	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
+		return errInterrupted
+	}
+	return err
+}
+
+// tellSynced prints what a cycle did, in 80 columns.
+func (a *app) tellSynced(ctx context.Context, w *work, r tidemark.Report, took time.Duration) error {
+	st, err := w.pipeline.Status(ctx)
+	if err != nil {
+		return w.db.failed(err)
+	}
+	if len(r.Tables) == 0 {
+		a.out.printf("Nothing to move.\n")
+	} else {
+		a.tellTables(r)
+	}
+	a.out.printf("\n  billed    %s\n", billed(r))
+	if r.Store.Puts+r.Store.Gets > 0 {
+		a.out.printf("  store     %s\n", stored(r))
+	}
+	if r.Snapshot != nil {
+		a.out.printf("  snapshot  %s, made by this device\n", plain(*r.Snapshot))
+	}
+	a.out.printf("  time      %.1f s\n\n", took.Seconds())
+	return a.tellStanding(ctx, w.db, st, r.InStep)
+}
+
+// width of the column for the tables' names.
+const nameWidth = 26
+
+func (a *app) tellTables(r tidemark.Report) {
+	row := "  %-*s %8s %8s %8s %9s %7s %6s\n"
+	a.out.printf(row, nameWidth, "table", "down", "applied", "up", "conflicts", "waiting", "aside")
+	names := sortedKeys(r.Tables)
+	print := func(name string, c counts) {
+		a.out.printf(row, nameWidth, name, thousands(c.Downloaded), thousands(c.Applied), thousands(c.Uploaded),
+			thousands(c.Conflicts), thousands(c.Waiting), thousands(c.Dead))
+	}
+	for _, n := range names {
+		print(fit(n, nameWidth), r.Tables[n])
+	}
+	if len(names) > 1 {
+		print("all", r.Total())
+	}
+}
+
+func billed(r tidemark.Report) string {
+	return fmt.Sprintf("%s, %s, %s", count(r.Billed.Reads, "read", "reads"), count(r.Billed.Writes, "write", "writes"), count(r.Billed.Deletes, "delete", "deletes"))
+}
+
+func stored(r tidemark.Report) string {
+	return fmt.Sprintf("%s (%s), %s (%s)", count(r.Store.Puts, "PUT", "PUTs"), size(r.Store.BytesUp), count(r.Store.Gets, "GET", "GETs"), size(r.Store.BytesDown))
+}
+
+// tellStanding says whether the database is in step and, when not, what is left and
+// what to do.
+func (a *app) tellStanding(ctx context.Context, db *database, st tidemark.Status, ended bool) error {
+	name := plain(db.path)
+	switch {
+	case ended && st.Dirty == 0 && st.Waiting == 0 && st.Dead == 0:
+		a.out.printf("%s is in step.\n", name)
+	case ended:
+		a.out.printf("%s is in step but for this:\n", name)
+	default:
+		a.out.printf("%s is not in step yet: other devices are writing. Sync again.\n", name)
+	}
+	if st.Dirty > 0 {
+		a.wrap(4, "  - ", count(st.Dirty, "row is", "rows are")+" still to be uploaded: the next sync tries again")
+	}
+	if st.Waiting > 0 {
+		a.wrap(4, "  - ", count(st.Waiting, "document waits", "documents wait")+" for a parent that is not here: it is applied when the parent comes")
+	}
+	if st.Conflicts > 0 {
+		a.wrap(4, "  - ", count(st.Conflicts, "conflict was", "conflicts were")+" decided so far; what lost is kept in the table tidemark_conflicts")
+	}
+	if st.Dead == 0 {
+		return nil
+	}
+	a.wrap(4, "  - ", count(st.Dead, "row was", "rows were")+" set aside (table tidemark_dead_letters); change the row and it is tried again:")
+	reasons, err := db.setAside(ctx)
+	if err != nil {
+		return err
+	}
+	for i, x := range reasons {
+		if i == 5 {
+			a.out.printf("    and for other reasons\n")
+			break
+		}
+		a.wrap(6, "    ", x.table+", "+count(x.rows, "row", "rows")+": "+fit(x.reason, 300))
+	}
+	return nil
+}
