@@ -26,13 +26,15 @@ var (
 // simSchema has the difficulties that sync has to survive: a self-reference, a
 // cascade, a circle of two tables, a join table, a natural key.
 const simSchema = `
-CREATE TABLE list (id INTEGER PRIMARY KEY, v TEXT, parent INTEGER REFERENCES list(id));
-CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT, list INTEGER NOT NULL REFERENCES list(id) ON DELETE CASCADE);
-CREATE TABLE ping (id INTEGER PRIMARY KEY, v TEXT, other INTEGER REFERENCES pong(id));
-CREATE TABLE pong (id INTEGER PRIMARY KEY, v TEXT, other INTEGER REFERENCES ping(id));
-CREATE TABLE label (name TEXT PRIMARY KEY, v TEXT) WITHOUT ROWID;
-CREATE TABLE item_label (item INTEGER REFERENCES item(id) ON DELETE CASCADE, label TEXT REFERENCES label(name) ON UPDATE CASCADE ON DELETE CASCADE, v TEXT, PRIMARY KEY (item, label));
+CREATE TABLE list (id INTEGER PRIMARY KEY, b TEXT, v TEXT, parent INTEGER REFERENCES list(id));
+CREATE TABLE item (id INTEGER PRIMARY KEY, b TEXT, v TEXT, list INTEGER NOT NULL REFERENCES list(id) ON DELETE CASCADE);
+CREATE TABLE ping (id INTEGER PRIMARY KEY, b TEXT, v TEXT, other INTEGER REFERENCES pong(id));
+CREATE TABLE pong (id INTEGER PRIMARY KEY, b TEXT, v TEXT, other INTEGER REFERENCES ping(id));
+CREATE TABLE label (name TEXT PRIMARY KEY, b TEXT, v TEXT) WITHOUT ROWID;
+CREATE TABLE item_label (item INTEGER REFERENCES item(id) ON DELETE CASCADE, label TEXT REFERENCES label(name) ON UPDATE CASCADE ON DELETE CASCADE, b TEXT, v TEXT, PRIMARY KEY (item, label));
 `
+
+var simTables = []string{"list", "item", "ping", "pong", "label", "item_label"}
 
 // TestSimulation lets random fleets work, fail and heal, and then checks that they
 // agree with each other, with the server, and with what their users did.
@@ -58,10 +60,9 @@ type sim struct {
 	story    []string
 	made     int
 	template string
-	// what users did, by the number they wrote
-	inserts map[string]bool // v of an inserted row
-	deletes int
-	healing bool
+	rows     map[string]*history // what users did, by the row's birth mark
+	copies   []fileCopy
+	healing  bool
 }
 
 func (s *sim) tell(format string, args ...any) {
@@ -69,7 +70,7 @@ func (s *sim) tell(format string, args ...any) {
 }
 
 func simulate(t *testing.T, seed uint64) {
-	s := &sim{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), f: newFleet(t, simSchema), remotes: map[*device]*memory.Remote{}, inserts: map[string]bool{}}
+	s := &sim{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), f: newFleet(t, simSchema), remotes: map[*device]*memory.Remote{}, rows: map[string]*history{}}
 	defer func() {
 		for _, d := range s.devices {
 			_ = d.db.Close()
@@ -163,12 +164,47 @@ func (s *sim) step() {
 		}
 		s.tell("%s is restored from the snapshot", filepath.Base(path))
 		s.open(path)
-	case k < 95: // a new device with nothing
+	case k < 95: // the phone's own backup is kept, or put back
+		s.rollback(d)
+	case k < 97: // a new device with nothing
 		if len(s.devices) < 6 {
 			s.tell("%s is new", filepath.Base(s.add("").path))
 		}
 	}
 	s.check(d)
+}
+
+// rollback keeps a copy of a device's file, or puts an older one back.
+func (s *sim) rollback(d *device) {
+	name := filepath.Base(d.path)
+	for i, c := range s.copies {
+		if c.d != d {
+			continue
+		}
+		s.tell("%s is rolled back", name)
+		_ = d.db.Close()
+		for _, suffix := range []string{"-wal", "-shm"} {
+			_ = os.Remove(d.path + suffix)
+		}
+		copyFile(s.t, c.path, d.path)
+		for _, h := range s.rows {
+			for j := range h.events {
+				if e := &h.events[j]; e.device == d && e.at.After(c.at) {
+					e.lost = true
+				}
+			}
+		}
+		s.copies = append(s.copies[:i], s.copies[i+1:]...)
+		d.db = openDB(s.t, d.path)
+		remote := s.remotes[d]
+		s.f.remote = func() tidemark.Remote { return remote }
+		d.p = s.f.on(d.path, d.db, tidemark.WithRetries(1, time.Second), tidemark.WithParallel(1)).p
+		return
+	}
+	path := filepath.Join(s.f.dir, fmt.Sprintf("copy%d", len(s.story)))
+	d.exec(`VACUUM INTO ?`, path)
+	s.copies = append(s.copies, fileCopy{d, path, time.Now()})
+	s.tell("%s: a copy is kept", name)
 }
 
 // check: foreign keys hold at every moment.
@@ -186,13 +222,8 @@ func (s *sim) value() string {
 
 // edit is one statement of a user.
 func (s *sim) edit(d *device) {
-	tables := []string{"list", "item", "ping", "pong", "label", "item_label"}
-	table := tables[s.rnd.IntN(len(tables))]
+	table := simTables[s.rnd.IntN(len(simTables))]
 	v := s.value()
-	random := func(col, from string) string {
-		return fmt.Sprintf("(SELECT %s FROM %s ORDER BY abs(random() %% 1000) LIMIT 1)", col, from)
-	}
-	_ = random
 	nth := func(col, from string) string {
 		return fmt.Sprintf("(SELECT %s FROM %s ORDER BY %s LIMIT 1 OFFSET %d %% max(1, (SELECT count(*) FROM %s)))", col, from, col, s.rnd.IntN(1000), from)
 	}
@@ -201,21 +232,21 @@ func (s *sim) edit(d *device) {
 	case 0, 1, 2, 3:
 		switch table {
 		case "list":
-			q = fmt.Sprintf(`INSERT INTO list (v, parent) VALUES ('%s', CASE WHEN %d THEN %s END)`, v, s.rnd.IntN(2), nth("id", "list"))
+			q = fmt.Sprintf(`INSERT INTO list (b, v, parent) VALUES ('b%[1]s', '%[1]s', CASE WHEN %[2]d THEN %[3]s END)`, v, s.rnd.IntN(2), nth("id", "list"))
 		case "item":
-			q = fmt.Sprintf(`INSERT INTO item (v, list) SELECT '%s', id FROM list WHERE id = %s`, v, nth("id", "list"))
+			q = fmt.Sprintf(`INSERT INTO item (b, v, list) SELECT 'b%[1]s', '%[1]s', id FROM list WHERE id = %[2]s`, v, nth("id", "list"))
 		case "ping", "pong":
 			other := map[string]string{"ping": "pong", "pong": "ping"}[table]
-			q = fmt.Sprintf(`INSERT INTO %s (v, other) VALUES ('%s', %s)`, table, v, nth("id", other))
+			q = fmt.Sprintf(`INSERT INTO %[1]s (b, v, other) VALUES ('b%[2]s', '%[2]s', %[3]s)`, table, v, nth("id", other))
 			if s.rnd.IntN(3) == 0 { // a true circle
-				q += fmt.Sprintf(`; INSERT INTO %s (v, other) VALUES ('%s', (SELECT max(id) FROM %s)); UPDATE %s SET other = (SELECT max(id) FROM %s) WHERE id = (SELECT max(id) FROM %s)`,
-					other, s.value(), table, table, other, table)
+				q += fmt.Sprintf(`; INSERT INTO %[1]s (b, v, other) VALUES ('b%[2]s', '%[2]s', (SELECT max(id) FROM %[3]s)); UPDATE %[3]s SET other = (SELECT max(id) FROM %[1]s) WHERE id = (SELECT max(id) FROM %[3]s)`,
+					other, s.value(), table)
 			}
 		case "label":
-			q = fmt.Sprintf(`INSERT INTO label (name, v) VALUES ('%s %s', '%s')`, filepath.Base(d.path), v, v)
+			q = fmt.Sprintf(`INSERT INTO label (name, b, v) VALUES ('%[1]s %[2]s', 'b%[2]s', '%[2]s')`, filepath.Base(d.path), v)
 		case "item_label":
-			q = fmt.Sprintf(`INSERT OR IGNORE INTO item_label (item, label, v) SELECT i.id, l.name, '%s' FROM item i, label l WHERE i.id = %s AND l.name = %s AND i.v LIKE '%%%d' AND l.v LIKE '%%%d'`,
-				v, nth("id", "item"), nth("name", "label"), s.rnd.IntN(10), s.rnd.IntN(10))
+			q = fmt.Sprintf(`INSERT OR IGNORE INTO item_label (item, label, b, v) SELECT i.id, l.name, 'b%[1]s', '%[1]s' FROM item i, label l WHERE i.id = %[2]s AND l.name = %[3]s AND l.b LIKE '%%%[4]d' AND i.b LIKE '%%%[5]d'`,
+				v, nth("id", "item"), nth("name", "label"), s.made%10, s.rnd.IntN(10))
 		}
 	case 4, 5, 6:
 		q = fmt.Sprintf(`UPDATE %s SET v = '%s' WHERE clientId = %s`, table, v, nth("clientId", table))
@@ -228,17 +259,16 @@ func (s *sim) edit(d *device) {
 		case "label":
 			q = fmt.Sprintf(`UPDATE label SET v = '%s', name = '%s %s' WHERE name = %s`, v, filepath.Base(d.path), v, nth("name", "label"))
 		default:
-			q = fmt.Sprintf(`INSERT OR REPLACE INTO list (id, v) SELECT id, '%s' FROM list WHERE id = %s AND id NOT IN (SELECT list FROM item) AND id NOT IN (SELECT parent FROM list WHERE parent IS NOT NULL)`, v, nth("id", "list"))
+			q = fmt.Sprintf(`INSERT OR REPLACE INTO list (id, b, v) SELECT id, b, '%s' FROM list WHERE id = %s AND id NOT IN (SELECT list FROM item) AND id NOT IN (SELECT parent FROM list WHERE parent IS NOT NULL)`, v, nth("id", "list"))
 		}
 	default:
 		q = fmt.Sprintf(`DELETE FROM %s WHERE clientId = %s`, table, nth("clientId", table))
-		s.deletes++
 	}
+	before := s.state(d)
 	_, err := d.db.DB.ExecContext(s.t.Context(), q)
 	s.tell("%s: %s [%v]", filepath.Base(d.path), q, err)
-	if err == nil && strings.HasPrefix(q, "INSERT INTO") {
-		s.inserts[v] = true
-	}
+	s.observe(d, before)
+	s.wait(time.Duration(s.rnd.IntN(4)) * time.Millisecond)
 }
 
 var errNetwork = fmt.Errorf("the network failed: %w", tidemark.ErrUnavailable)
@@ -250,7 +280,7 @@ func (s *sim) sync(d *device) {
 	r := s.remotes[d]
 	trouble := ""
 	if !s.healing && s.rnd.IntN(3) == 0 {
-		at, kind := int64(1+s.rnd.IntN(8)), s.rnd.IntN(8)
+		at, kind := int64(1+s.rnd.IntN(8)), s.rnd.IntN(11)
 		n := int64(0)
 		r.Fault = func(c memory.Call) memory.Fault {
 			n++
@@ -274,6 +304,8 @@ func (s *sim) sync(d *device) {
 			case 6:
 				cancel()
 				return memory.Fault{}
+			case 8, 9, 10: // the application writes meanwhile
+				return memory.Fault{Then: func() { s.edit(d); s.edit(d); s.edit(d) }}
 			default:
 				return memory.Fault{Backdate: time.Duration(s.rnd.IntN(270)) * time.Second}
 			}
@@ -319,15 +351,13 @@ func (s *sim) heal() {
 	}
 	same(s.t, s.devices...)
 	s.server(s.devices[0])
-	if s.deletes == 0 {
-		s.nothingLost(s.devices[0])
-	}
+	s.users(s.devices[0])
 }
 
 // server: the documents are the rows of every device, one to one.
 func (s *sim) server(d *device) {
 	ids := map[string]string{}
-	for _, table := range []string{"list", "item", "ping", "pong", "label", "item_label"} {
+	for _, table := range simTables {
 		for _, id := range strings1(s.t.Context(), s.t, d.db.DB, `SELECT clientId || ' ' || coalesce(v, '') FROM `+table) {
 			id, v, _ := strings.Cut(id, " ")
 			ids[table+" "+id] = v
@@ -356,11 +386,132 @@ func (s *sim) server(d *device) {
 	}
 }
 
-// nothingLost: what was inserted and never deleted is there once.
-func (s *sim) nothingLost(d *device) {
-	n := 0
-	for _, table := range []string{"list", "item", "ping", "pong", "label"} {
-		n += len(strings1(s.t.Context(), s.t, d.db.DB, `SELECT clientId FROM `+table))
+// history is what users did to one row, as seen in the database before and after
+// each of their statements; tidemark has no part in it.
+type history struct {
+	table  string
+	events []event
+}
+
+type event struct {
+	device *device
+	at     time.Time
+	v      string // what was written; "" for a delete
+	touch  bool   // a child was given to the row
+	lost   bool   // the file it was made in was rolled back, perhaps before it went up
+}
+
+// state reads the rows of a device by their birth marks.
+func (s *sim) state(d *device) map[string][2]string {
+	out := map[string][2]string{}
+	for _, table := range simTables {
+		for _, r := range strings1(s.t.Context(), s.t, d.db.DB, `SELECT coalesce(b, '?') || '|' || coalesce(v, '') FROM `+table) {
+			b, v, _ := strings.Cut(r, "|")
+			if _, twice := out[b]; twice {
+				s.t.Errorf("%s: row %s is there twice", filepath.Base(d.path), b)
+			}
+			out[b] = [2]string{table, v}
+		}
 	}
-	_ = n
+	return out
+}
+
+func (s *sim) observe(d *device, before map[string][2]string) {
+	after := s.state(d)
+	for b, row := range after {
+		if was, ok := before[b]; ok && was == row {
+			continue
+		}
+		h := s.rows[b]
+		if h == nil {
+			h = &history{table: row[0]}
+			s.rows[b] = h
+		}
+		h.events = append(h.events, event{device: d, at: time.Now(), v: row[1]})
+	}
+	for b := range before {
+		if _, ok := after[b]; !ok {
+			s.rows[b].events = append(s.rows[b].events, event{device: d, at: time.Now()})
+		}
+	}
+}
+
+// users checks the rows against what users did to them.
+func (s *sim) users(d *device) {
+	final := s.state(d)
+	for b, h := range s.rows {
+		row, present := final[b]
+		var last *event // the latest thing that nobody has lost
+		deleted, maybe := false, false
+		for i := range h.events {
+			e := &h.events[i]
+			if e.lost {
+				maybe = true
+				continue
+			}
+			if e.v == "" {
+				deleted = true
+			}
+			if last == nil || !e.at.Before(last.at) {
+				last = e
+			}
+		}
+		delete(final, b)
+		switch {
+		case last == nil || maybe: // a rollback may have taken any of it
+			continue
+		case !deleted && !present:
+			s.t.Errorf("row %s of %s is lost: nobody deleted it: %s", b, h.table, s.trace(h))
+		case !deleted && row[1] != last.v:
+			s.t.Errorf("row %s of %s has %s and the last edit was %s: %s", b, h.table, row[1], last.v, s.trace(h))
+		case deleted && !present && last.v != "" && !s.cascaded(h, last):
+			s.t.Errorf("row %s of %s is gone although it was edited last: %s", b, h.table, s.trace(h))
+		case deleted && present && last.v == "" && (h.table == "item_label" || h.table == "ping" && false):
+			s.t.Errorf("row %s of %s has come back: %s", b, h.table, s.trace(h))
+		case present && !s.wrote(h, row[1]):
+			s.t.Errorf("row %s of %s has %s, which nobody wrote: %s", b, h.table, row[1], s.trace(h))
+		}
+	}
+	for b, row := range final {
+		s.t.Errorf("row %s %v was never made", b, row)
+	}
+}
+
+// cascaded: an equally late delete elsewhere, or one whose clock ran ahead by the
+// strictly rising updatedOn.
+func (s *sim) cascaded(h *history, last *event) bool {
+	for _, e := range h.events {
+		if e.v == "" && last.at.Sub(e.at) < time.Second {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *sim) wrote(h *history, v string) bool {
+	for _, e := range h.events {
+		if e.v == v {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *sim) trace(h *history) string {
+	var b strings.Builder
+	for _, e := range h.events {
+		what := e.v
+		if what == "" {
+			what = "deleted"
+		}
+		fmt.Fprintf(&b, "%s %s %s; ", e.at.Format("15:04:05.000"), filepath.Base(e.device.path), what)
+	}
+	return b.String()
+}
+
+// fileCopy is a device's file as it was, for a rollback.
+type fileCopy struct {
+	d    *device
+	path string
+	at   time.Time
 }
