@@ -61,7 +61,7 @@ func (f *fleet) device(name string, opts ...tidemark.Option) *device {
 	f.t.Helper()
 	path := filepath.Join(f.dir, name+".db")
 	db := openDB(f.t, path)
-	if _, err := db.DB.Exec(f.schema); err != nil {
+	if _, err := db.DB.Exec("PRAGMA foreign_keys = OFF;" + f.schema + ";PRAGMA foreign_keys = ON"); err != nil {
 		f.t.Fatal(err)
 	}
 	if _, err := tidemark.Attach(f.t.Context(), db); err != nil {
@@ -338,8 +338,18 @@ func contentsOfColumns(t *testing.T, db *sql.DB) map[string][]string {
 func schemaOnly(t *testing.T, db *sql.DB) string {
 	t.Helper()
 	var b strings.Builder
-	for _, table := range strings1(t.Context(), t, db, `SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'tidemark_%' AND name NOT LIKE 'sqlite_%' AND type IN ('table', 'index')`) {
+	for _, table := range strings1(t.Context(), t, db, `SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'tidemark_%' AND name NOT LIKE 'sqlite_%' AND name NOT IN (SELECT name FROM pragma_table_list WHERE type = 'shadow') ORDER BY rowid`) {
 		b.WriteString(table + ";\n")
 	}
 	return b.String()
+}
+
+// openWith opens a scratch database with a schema.
+func openWith(t *testing.T, schema string) *bun.DB {
+	t.Helper()
+	db := openDB(t, filepath.Join(t.TempDir(), "scratch.db"))
+	if _, err := db.DB.Exec("PRAGMA foreign_keys = OFF;" + schema); err != nil {
+		t.Fatal(err)
+	}
+	return db
 }

@@ -64,7 +64,7 @@ func (l *Local) Apply(ctx context.Context, table string, docs []messages.Documen
 	for {
 		counts := messages.Counts{}
 		culprit := ""
-		err := l.write(ctx, func(tx *tx) error {
+		err := l.writePage(ctx, func(tx *tx) error {
 			a, err := newApplier(tx, p, &counts)
 			if err != nil {
 				return err

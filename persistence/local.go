@@ -66,12 +66,23 @@ type tx struct {
 }
 
 // write runs fn in one transaction. Whatever fn returns as an error undoes it all.
-func (l *Local) write(ctx context.Context, fn func(*tx) error, before ...func(context.Context, queryer) error) (err error) {
+func (l *Local) write(ctx context.Context, fn func(*tx) error, before ...func(context.Context, queryer) error) error {
+	return l.transact(ctx, prepareConn, fn, before...)
+}
+
+// writePage is write for a page of downloaded documents, see preparePage.
+func (l *Local) writePage(ctx context.Context, fn func(*tx) error) error {
+	return l.transact(ctx, preparePage, fn)
+}
+
+func (l *Local) transact(ctx context.Context, prepare func(context.Context, *sql.Conn) (func(), error), fn func(*tx) error,
+	before ...func(context.Context, queryer) error,
+) (err error) {
 	conn, err := l.db.Conn(ctx)
 	if err != nil {
 		return fmt.Errorf("get a database connection: %w", err)
 	}
-	restore, err := prepareConn(ctx, conn.Conn)
+	restore, err := prepare(ctx, conn.Conn)
 	defer func() {
 		restore()
 		err = errors.Join(err, conn.Close())
@@ -147,6 +158,62 @@ func prepareConn(ctx context.Context, conn *sql.Conn) (restore func(), err error
 		}
 	}
 	return restore, nil
+}
+
+// The pages of a download have their ids in order, but not their rows: a thousand
+// rows change a thousand pages of the file. With less cache SQLite writes many of
+// them twice, with a shorter log it checkpoints after every transaction.
+const (
+	pageCacheKiB   = 16 << 10
+	pageCheckpoint = 8000 // pages of the file, usually of 4 KiB
+)
+
+// preparePage prepares a connection for a page of a download. What a power cut
+// takes of it, it takes together with the download's position, so in a write-ahead
+// log it need not be on the disk at once: the transaction that ends the download
+// takes all before it along.
+func preparePage(ctx context.Context, conn *sql.Conn) (func(), error) {
+	restore, err := prepareConn(ctx, conn)
+	if err != nil {
+		return restore, err
+	}
+	var journal string
+	if err := conn.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&journal); err != nil {
+		return restore, fmt.Errorf("prepare a database connection: %w", explain(err))
+	}
+	if journal != "wal" {
+		return restore, nil
+	}
+	undo := []string{}
+	back := func() {
+		for _, q := range undo {
+			_ = drain(context.WithoutCancel(ctx), conn, q)
+		}
+		restore()
+	}
+	const synchronousFull = 2
+	for _, s := range []struct {
+		pragma string
+		want   int
+		better func(was int) bool
+	}{
+		{"synchronous", 1, func(was int) bool { return was >= synchronousFull }},
+		{"cache_size", -pageCacheKiB, func(was int) bool { return was < 0 && was > -pageCacheKiB || was >= 0 && was < pageCacheKiB/4 }},
+		{"wal_autocheckpoint", pageCheckpoint, func(was int) bool { return was > 0 && was < pageCheckpoint }},
+	} {
+		var was int
+		if err := conn.QueryRowContext(ctx, "PRAGMA "+s.pragma).Scan(&was); err != nil {
+			return back, fmt.Errorf("prepare a database connection: %w", explain(err))
+		}
+		if !s.better(was) {
+			continue
+		}
+		undo = append(undo, fmt.Sprintf("PRAGMA %s = %d", s.pragma, was))
+		if err := drain(ctx, conn, fmt.Sprintf("PRAGMA %s = %d", s.pragma, s.want)); err != nil {
+			return back, fmt.Errorf("prepare a database connection: %w", explain(err))
+		}
+	}
+	return back, nil
 }
 
 // drain runs a statement that may answer with rows.

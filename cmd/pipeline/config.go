@@ -42,15 +42,15 @@ func (a *app) takes(cmd *cobra.Command, names ...string) *cobra.Command {
 	for _, n := range names {
 		switch n {
 		case "db":
-			cmd.Flags().StringVar(&a.given.db, n, "", "the SQLite database `FILE`")
+			cmd.Flags().StringVar(&a.given.db, n, "", "`FILE` of the SQLite database")
 		case "remote":
-			cmd.Flags().StringVar(&a.given.remote, n, "", "the server: firestore://PROJECT/users/alice or file:///DIR (`URL`)")
+			cmd.Flags().StringVar(&a.given.remote, n, "", "`URL` of the server: firestore://… or file:///DIR")
 		case "store":
-			cmd.Flags().StringVar(&a.given.store, n, "", "where snapshots are: s3://BUCKET/PREFIX or file:///DIR (`URL`)")
+			cmd.Flags().StringVar(&a.given.store, n, "", "`URL` of the snapshots: s3://… or file:///DIR")
 		case "every":
-			cmd.Flags().DurationVar(&a.given.every, n, defaultEvery, "how long to wait between cycles, at least `1s`")
+			cmd.Flags().DurationVar(&a.given.every, n, defaultEvery, "`TIME` between two cycles, at least 1s")
 		case "exclude":
-			cmd.Flags().StringArrayVar(&a.given.exclude, n, nil, "leave this `TABLE` out of sync; may be repeated")
+			cmd.Flags().StringArrayVar(&a.given.exclude, n, nil, "`TABLE` to leave out of sync; may be repeated")
 		}
 	}
 	return cmd

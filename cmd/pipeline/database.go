@@ -26,7 +26,7 @@ const fileDriver = "tidemark-file"
 
 type plainPaths struct{ driver.Driver }
 
-func (p plainPaths) Open(path string) (driver.Conn, error) { return p.Driver.Open(dsn(path)) }
+func (p plainPaths) Open(path string) (driver.Conn, error) { return p.Driver.Open(dsn(path, "rw")) }
 
 func init() {
 	db, err := sql.Open("sqlite", "")
@@ -39,12 +39,12 @@ func init() {
 
 // dsn spells an absolute path as SQLite's URI. SQLite waits ten seconds for another
 // program's transaction.
-func dsn(path string) string {
+func dsn(path, mode string, pragmas ...string) string {
 	path = filepath.ToSlash(path)
 	if !strings.HasPrefix(path, "/") {
 		path = "/" + path // a Windows drive
 	}
-	q := url.Values{"mode": {"rw"}, "_pragma": {"busy_timeout(10000)"}}
+	q := url.Values{"mode": {mode}, "_pragma": append(pragmas, "busy_timeout(10000)")}
 	u := url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: q.Encode()}
 	return u.String()
 }
@@ -114,16 +114,17 @@ func (db *database) attached(ctx context.Context) error {
 	return db.failed(explain(err))
 }
 
-// aside is why rows or documents of a table were set aside.
+// aside is why rows or documents of a table were set aside; dirty counts those that
+// would have to be uploaded.
 type aside struct {
 	table, reason string
-	rows          int64
+	rows, dirty   int64
 }
 
 // setAside lists the reasons of the dead letters, the most frequent first.
 func (db *database) setAside(ctx context.Context) ([]aside, error) {
-	rows, err := db.DB.DB.QueryContext(ctx, `SELECT tableName, reason, count(*) FROM tidemark_dead_letters WHERE state = 'dead'
-		GROUP BY tableName, reason ORDER BY count(*) DESC, tableName, reason LIMIT 6`)
+	rows, err := db.DB.DB.QueryContext(ctx, `SELECT tableName, reason, count(*), sum(handler = 'upload') FROM tidemark_dead_letters
+		WHERE state = 'dead' GROUP BY tableName, reason ORDER BY count(*) DESC, tableName, reason`)
 	if err != nil {
 		return nil, db.failed(explain(err))
 	}
@@ -131,7 +132,7 @@ func (db *database) setAside(ctx context.Context) ([]aside, error) {
 	var out []aside
 	for rows.Next() {
 		var a aside
-		if err := rows.Scan(&a.table, &a.reason, &a.rows); err != nil {
+		if err := rows.Scan(&a.table, &a.reason, &a.rows, &a.dirty); err != nil {
 			return nil, db.failed(err)
 		}
 		out = append(out, a)

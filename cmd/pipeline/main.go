@@ -33,6 +33,9 @@ func main() { os.Exit(start(os.Args[1:])) }
 // errInterrupted is the cause of a context that a signal ended.
 var errInterrupted = errors.New("interrupted")
 
+// errNoCommand: there is nothing on the command line.
+var errNoCommand = errors.New("no command")
+
 // usageError is a command line or a configuration that cannot be meant: exit code 2.
 type usageError struct{ error }
 
@@ -65,6 +68,9 @@ func start(args []string) int {
 	}
 	if err == nil {
 		return exitDone
+	}
+	if errors.Is(err, errNoCommand) {
+		return exitUsage // the help was the answer
 	}
 	if errors.Is(err, errInterrupted) {
 		fmt.Fprintln(a.err, "pipeline: interrupted. Nothing is lost: the next one goes on from here.")
@@ -105,20 +111,20 @@ func interruptible(parent context.Context) (context.Context, func()) {
 	}
 }
 
-const about = `pipeline keeps a SQLite database in step with Firestore, and a fresh snapshot of
-it in S3. Each sync goes once round: check Devices for what is new, download it,
-upload the rows that are dirty, register this device, and, when this device is
-Big Brother, back up. A new or lost device restores the snapshot and downloads
-only what came after it.
+const about = `pipeline keeps a SQLite database in step with Firestore, and a fresh snapshot
+of it in S3. A sync checks Devices for what is new, downloads it, uploads the
+rows that are dirty, registers this device and, when it is Big Brother, backs
+up. A new or lost device restores the snapshot and downloads only what came
+after it. Try it first: pipeline demo`
 
-Try it first:  pipeline demo`
-
+// settingsHelp ends the help of every command that takes settings.
 const settingsHelp = `
-REMOTE is firestore://PROJECT/users/alice[?database=NAME] or file:///DIR, STORE is
-s3://BUCKET/PREFIX[?region=…&endpoint=…] or file:///DIR. They and the database can
-also be given in TIDEMARK_DB, TIDEMARK_REMOTE and TIDEMARK_STORE, or in
-tidemark.yaml: db, remote, store, every, exclude. Credentials come from where
-gcloud and aws keep them.
+A remote is firestore://PROJECT/users/alice[?database=NAME] (the path is the scope
+below which the collections live) or file:///DIR. A store is
+s3://BUCKET/PREFIX[?region=…&endpoint=…] or file:///DIR. What no flag says is read
+from TIDEMARK_DB, TIDEMARK_REMOTE and TIDEMARK_STORE, then from tidemark.yaml here
+(db, remote, store, every, exclude). Credentials come from where gcloud and aws
+keep them.
 `
 
 func (a *app) root() *cobra.Command {
@@ -140,8 +146,7 @@ func (a *app) root() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cmd.SetOut(a.err)
-			_ = cmd.Help()
-			return misuse("say what to do: name a command")
+			return errors.Join(errNoCommand, cmd.Help())
 		},
 		PersistentPreRun: func(*cobra.Command, []string) {
 			if !a.verbose {
@@ -158,6 +163,7 @@ func (a *app) root() *cobra.Command {
 	root.SetUsageTemplate(usageTemplate)
 	root.PersistentFlags().StringVar(&a.given.config, "config", "", "read the settings from this `FILE` instead of tidemark.yaml")
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "log every step to standard error")
+	cobra.EnableCommandSorting = false // they stand in the order of their use
 	root.AddCommand(a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.status(), a.topology(), &cobra.Command{
 		Use: "version", Short: "say which version this is", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error {
@@ -171,24 +177,20 @@ func (a *app) root() *cobra.Command {
 	return root
 }
 
-// usageTemplate is cobra's with the sections that we have.
-const usageTemplate = `
-Usage:
+// usageTemplate is cobra's with the sections that we have, in 80 columns.
+const usageTemplate = `Usage:
   {{if .HasAvailableSubCommands}}{{.CommandPath}} COMMAND [flags]{{else}}{{.UseLine}}{{end}}
 {{- if .HasAvailableSubCommands}}
 
 Commands:{{range .Commands}}{{if .IsAvailableCommand}}
   {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{end}}
-{{- if .HasAvailableLocalFlags}}
 
 Flags:
-{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}
-{{- if .HasAvailableInheritedFlags}}
-{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}
+{{.Flags.FlagUsagesWrapped 80 | trimTrailingWhitespaces}}
 {{- if .HasAvailableSubCommands}}
 
 "{{.CommandPath}} COMMAND --help" says more about a command.{{end}}
-`
+{{if .Flags.Lookup "db"}}` + settingsHelp + `{{end}}`
 
 // flagError repeats no value: what was mistyped may be a secret.
 func flagError(err error) error {

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 func (a *app) sync() *cobra.Command {
@@ -54,7 +56,7 @@ Exit code 0: the cycle came to its end. 1: it did not.`,
 		},
 	}, "db", "remote", "store")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one Report object on standard output")
-	cmd.Flags().BoolVar(&full, "full", false, "compare every document, not only what is new: one billed read each")
+	cmd.Flags().BoolVar(&full, "full", false, "compare every document, not only what is new; each is a billed read")
 	return cmd
 }
 
@@ -162,7 +164,7 @@ func (a *app) tellSynced(ctx context.Context, w *work, r tidemark.Report, took t
 	if r.Snapshot != nil {
 		a.out.printf("  snapshot  %s, made by this device\n", plain(*r.Snapshot))
 	}
-	a.out.printf("  time      %.1f s\n\n", took.Seconds())
+	a.out.printf("  time      %s\n\n", duration(took))
 	return a.tellStanding(ctx, w.db, st, r.InStep)
 }
 
@@ -173,15 +175,15 @@ func (a *app) tellTables(r tidemark.Report) {
 	row := "  %-*s %8s %8s %8s %9s %7s %6s\n"
 	a.out.printf(row, nameWidth, "table", "down", "applied", "up", "conflicts", "waiting", "aside")
 	names := sortedKeys(r.Tables)
-	print := func(name string, c counts) {
+	line := func(name string, c messages.TableCounts) {
 		a.out.printf(row, nameWidth, name, thousands(c.Downloaded), thousands(c.Applied), thousands(c.Uploaded),
 			thousands(c.Conflicts), thousands(c.Waiting), thousands(c.Dead))
 	}
 	for _, n := range names {
-		print(fit(n, nameWidth), r.Tables[n])
+		line(fit(n, nameWidth), r.Tables[n])
 	}
 	if len(names) > 1 {
-		print("all", r.Total())
+		line("all", r.Total())
 	}
 }
 
@@ -190,7 +192,14 @@ func billed(r tidemark.Report) string {
 }
 
 func stored(r tidemark.Report) string {
-	return fmt.Sprintf("%s (%s), %s (%s)", count(r.Store.Puts, "PUT", "PUTs"), size(r.Store.BytesUp), count(r.Store.Gets, "GET", "GETs"), size(r.Store.BytesDown))
+	var parts []string
+	if r.Store.Puts > 0 {
+		parts = append(parts, count(r.Store.Puts, "PUT", "PUTs")+" ("+size(r.Store.BytesUp)+")")
+	}
+	if r.Store.Gets > 0 {
+		parts = append(parts, count(r.Store.Gets, "GET", "GETs")+" ("+size(r.Store.BytesDown)+")")
+	}
+	return strings.Join(parts, ", ")
 }
 
 // tellStanding says whether the database is in step and, when not, what is left and
@@ -198,6 +207,8 @@ func stored(r tidemark.Report) string {
 func (a *app) tellStanding(ctx context.Context, db *database, st tidemark.Status, ended bool) error {
 	name := plain(db.path)
 	switch {
+	case st.LastCycle == nil:
+		a.out.printf("%s was never synced.\n", name)
 	case ended && st.Dirty == 0 && st.Waiting == 0 && st.Dead == 0:
 		a.out.printf("%s is in step.\n", name)
 	case ended:
@@ -205,8 +216,16 @@ func (a *app) tellStanding(ctx context.Context, db *database, st tidemark.Status
 	default:
 		a.out.printf("%s is not in step yet: other devices are writing. Sync again.\n", name)
 	}
-	if st.Dirty > 0 {
-		a.wrap(4, "  - ", count(st.Dirty, "row is", "rows are")+" still to be uploaded: the next sync tries again")
+	reasons, err := db.setAside(ctx)
+	if err != nil {
+		return err
+	}
+	left := st.Dirty
+	for _, x := range reasons {
+		left -= x.dirty
+	}
+	if left > 0 {
+		a.wrap(4, "  - ", count(left, "change is", "changes are")+" still to be uploaded: the next sync does it")
 	}
 	if st.Waiting > 0 {
 		a.wrap(4, "  - ", count(st.Waiting, "document waits", "documents wait")+" for a parent that is not here: it is applied when the parent comes")
@@ -218,10 +237,6 @@ func (a *app) tellStanding(ctx context.Context, db *database, st tidemark.Status
 		return nil
 	}
 	a.wrap(4, "  - ", count(st.Dead, "row was", "rows were")+" set aside (table tidemark_dead_letters); change the row and it is tried again:")
-	reasons, err := db.setAside(ctx)
-	if err != nil {
-		return err
-	}
 	for i, x := range reasons {
 		if i == 5 {
 			a.out.printf("    and for other reasons\n")
