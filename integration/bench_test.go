@@ -192,7 +192,7 @@ func upsert(ctx context.Context, db *bun.DB, table string, docs []messages.Docum
 		if table == "kept" {
 			x = d.Fields["id"].(int64)%boxes + 1
 		}
-		if _, err := stmt.ExecContext(ctx, d.Fields["id"], d.ID, d.ID, d.CreatedOn, d.UpdatedOn, d.UpdatedBy, d.UpdateTime,
+		if _, err := stmt.Exec(d.Fields["id"], d.ID, d.ID, d.CreatedOn, d.UpdatedOn, d.UpdatedBy, d.UpdateTime,
 			d.Fields["name"], d.Fields["quantity"], d.Fields["price"], d.Fields["note"], x); err != nil {
 			return err
 		}

@@ -2,8 +2,6 @@ package integration
 
 import (
 	"testing"
-
-	tidemark "github.com/tidemark-sync/tidemark"
 )
 
 const notesSchema = `
@@ -118,4 +116,43 @@ func TestLastWriterWinsAndTheLoserIsKept(t *testing.T) {
 	}
 }
 
-var _ = tidemark.ErrUnavailable
+// A counter that a trigger keeps is counted where the row was made, and only there.
+func TestTriggersOfTheApplication(t *testing.T) {
+	f := newFleet(t, `
+CREATE TABLE list (id INTEGER PRIMARY KEY, name TEXT, items INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE item (id INTEGER PRIMARY KEY, list INTEGER REFERENCES list(id), name TEXT);
+CREATE TABLE audit (id INTEGER PRIMARY KEY, what TEXT);
+CREATE TRIGGER item_in AFTER INSERT ON item BEGIN
+  UPDATE list SET items = items + 1 WHERE id = NEW.list;
+  INSERT INTO audit (what) VALUES ('in ' || NEW.name);
+END;
+CREATE TRIGGER item_out AFTER DELETE ON item BEGIN
+  UPDATE list SET items = items - 1 WHERE id = OLD.list;
+  INSERT INTO audit (what) VALUES ('out ' || OLD.name);
+END;`)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO list (name) VALUES ('shopping')`)
+	a.exec(`INSERT INTO item (list, name) VALUES (1, 'milk'), (1, 'bread')`)
+	a.sync()
+	b.sync()
+	same(t, a, b)
+	b.exec(`INSERT INTO item (list, name) VALUES (1, 'eggs')`)
+	b.sync()
+	a.sync()
+	a.exec(`DELETE FROM item WHERE name = 'milk'`)
+	for range 2 {
+		a.sync()
+		b.sync()
+	}
+	same(t, a, b)
+	for q, want := range map[string]string{`SELECT items FROM list`: "2", `SELECT count(*) FROM item`: "2", `SELECT count(*) FROM audit`: "4"} {
+		for _, d := range []*device{a, b} {
+			if got := d.value(q); got != want {
+				t.Errorf("%s: %s, want %s", q, got, want)
+			}
+		}
+	}
+	if st, _ := b.p.Status(t.Context()); st.Dirty != 0 {
+		t.Errorf("what triggers wrote while documents were applied became an edit: %+v", st)
+	}
+}

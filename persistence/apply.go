@@ -60,11 +60,20 @@ func (l *Local) Apply(ctx context.Context, table string, docs []messages.Documen
 	if err != nil {
 		return messages.Counts{}, err
 	}
+	plans, err := l.allPlans(ctx)
+	if err != nil {
+		return messages.Counts{}, err
+	}
 	skip := map[string]error{}
 	for {
 		counts := messages.Counts{}
 		culprit := ""
 		err := l.writePage(ctx, func(tx *tx) error {
+			if p.reacts {
+				if err := tx.sweepAll(plans); err != nil {
+					return err
+				}
+			}
 			a, err := newApplier(tx, p, &counts)
 			if err != nil {
 				return err
@@ -72,6 +81,14 @@ func (l *Local) Apply(ctx context.Context, table string, docs []messages.Documen
 			a.skip = skip
 			if culprit, err = a.page(docs); err != nil {
 				return err
+			}
+			if p.reacts {
+				if err := tx.takeOut(plans); err != nil {
+					return err
+				}
+				if err := a.putBack(docs); err != nil {
+					return err
+				}
 			}
 			if n := counts.Tables[table].Applied; n > 0 {
 				if err := tx.exec(`UPDATE tidemark_state SET changedRows = changedRows + ?`, n); err != nil {
@@ -576,7 +593,13 @@ func (a *applier) keyOf(columns []string, id string) ([]any, error) {
 
 // follow moves the children along when a key that they refer to changed: in
 // documents they refer by id, so nothing of theirs changed.
-func (a *applier) follow(id string, before [][]any) error {
+func (a *applier) follow(id string, before [][]any) (err error) {
+	if len(a.p.natural) > 0 && a.p.reacts { // what follows is no trigger's doing
+		if err := a.tx.exec(`UPDATE tidemark_state SET applying = 2`); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, a.tx.exec(`UPDATE tidemark_state SET applying = 1`)) }()
+	}
 	for i, c := range a.p.natural {
 		if before == nil || before[i] == nil {
 			continue
@@ -607,7 +630,7 @@ func (a *applier) refused(err error) (outcome, error) {
 		return 0, err
 	}
 	// A trigger's RAISE(ROLLBACK), or ON CONFLICT ROLLBACK, has undone everything.
-	n, aliveErr := a.tx.run(`UPDATE tidemark_state SET applying = 1 WHERE applying = 1`)
+	n, aliveErr := a.tx.run(`UPDATE tidemark_state SET applying = 1 WHERE applying > 0`)
 	if aliveErr != nil || n != 1 {
 		return 0, fmt.Errorf("%w: %w", errUndone, err)
 	}

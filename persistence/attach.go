@@ -225,7 +225,7 @@ func (a *attacher) run() error {
 		return err
 	}
 	for _, t := range a.schema.Tables { // all before any is made: a renamed table still has the names that another needs
-		if err := a.dropObjects(t.Name, append(t.indexes(), t.triggers(a.calledBack(t))...)); err != nil {
+		if err := a.dropObjects(t.Name, append(t.indexes(), t.triggers(a.calledBack(t), a.reacts())...)); err != nil {
 			return fmt.Errorf("table %q: %w", t.Name, err)
 		}
 	}

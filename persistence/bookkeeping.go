@@ -108,6 +108,13 @@ var bookkeeping = []string{
 		at INTEGER NOT NULL,
 		PRIMARY KEY (tableName, clientId)
 	) WITHOUT ROWID`,
+	// Rows that the application's own triggers changed while documents were applied;
+	// they are put back to what their documents say.
+	`CREATE TABLE IF NOT EXISTS tidemark_touched (
+		tableName TEXT NOT NULL,
+		clientId TEXT NOT NULL,
+		PRIMARY KEY (tableName, clientId)
+	) WITHOUT ROWID`,
 	// Parents that a dirty row referred to when we last agreed with the server:
 	// their tombstones wait for the row. parentId is filled in when the parent is
 	// deleted ('' until then), for a trigger may name no table but its own and so

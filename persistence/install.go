@@ -44,6 +44,16 @@ func (a *attacher) listeners(t *Table) []masterObject {
 
 func (a *attacher) calledBack(t *Table) bool { return len(a.listeners(t)) > 0 }
 
+// reacts reports whether the application has triggers on any table.
+func (a *attacher) reacts() bool {
+	for _, list := range a.objects {
+		if slices.ContainsFunc(list, func(o masterObject) bool { return !o.ours && o.kind == "trigger" }) {
+			return true
+		}
+	}
+	return false
+}
+
 // suspended runs fn without the application's UPDATE triggers on the table: that
 // we fill our columns is no reason to set everybody's "modified at" to today.
 func (a *attacher) suspended(t *Table, fn func() error) error {
@@ -84,7 +94,7 @@ func (a *attacher) dropObjects(table string, keep []schemaObject) error {
 // install creates the indexes and triggers that are missing and tries them.
 func (a *attacher) install(t *Table) error {
 	var missing []schemaObject
-	for _, o := range append(t.indexes(), t.triggers(a.calledBack(t))...) {
+	for _, o := range append(t.indexes(), t.triggers(a.calledBack(t), a.reacts())...) {
 		if !slices.ContainsFunc(a.objects[fold(t.Name)], func(m masterObject) bool { return m.schemaObject == o }) {
 			missing = append(missing, o)
 		}

@@ -24,6 +24,7 @@ type plan struct {
 	surrogate string // the INTEGER PRIMARY KEY when it is nothing but a local number
 	selectSQL string
 	options   TableOptions
+	reacts    bool // the application has triggers, on this table or another
 }
 
 type plannedColumn struct {
@@ -71,6 +72,13 @@ func (l *Local) Schema(ctx context.Context) (*Schema, error) {
 			return nil, err
 		}
 		plans[t.Name] = p
+	}
+	live, err := reacts(ctx, l.db.DB)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range plans {
+		p.reacts = live
 	}
 	options, err := loadOptions(ctx, l.db.DB)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 // the same download wanted, and the documents that exist.
 func (l *Local) Settle(ctx context.Context, asked map[string][]string, fetched []messages.Document, step messages.Step) (messages.Settlement, error) {
 	plans, err := l.allPlans(ctx)
-	if err != nil {
+	if err != nil || len(plans) == 0 {
 		return messages.Settlement{}, err
 	}
 	var out messages.Settlement
@@ -29,6 +29,11 @@ func (l *Local) Settle(ctx context.Context, asked map[string][]string, fetched [
 		var broken bool
 		if err := tx.row(`SELECT cutBroken FROM tidemark_state`).Scan(&broken); err != nil {
 			return err
+		}
+		if plans[0].reacts {
+			if err := tx.sweepAll(plans); err != nil {
+				return err
+			}
 		}
 		if err := s.undelete(fetched); err != nil {
 			return err
@@ -49,6 +54,11 @@ func (l *Local) Settle(ctx context.Context, asked map[string][]string, fetched [
 			}
 			if err := s.tombstones(); err != nil {
 				return err
+			}
+			if plans[0].reacts {
+				if err := s.touched(fetched); err != nil || len(out.Lookup) > 0 {
+					return err
+				}
 			}
 		}
 		if err := tx.advance(); err != nil {
@@ -410,6 +420,13 @@ func (s *settler) want(k docKey) error {
 // they are on the server when they live there, otherwise as an edit that revives
 // the document.
 func (s *settler) undelete(fetched []messages.Document) error {
+	if len(fetched) == 0 {
+		return nil
+	}
+	wanted, err := s.heldByWaiting()
+	if err != nil {
+		return err
+	}
 	for progress := true; progress; {
 		progress = false
 		for i := range fetched {
@@ -425,7 +442,7 @@ func (s *settler) undelete(fetched []messages.Document) error {
 			if err := a.look([]messages.Document{d}); err != nil {
 				return err
 			}
-			if a.rows[d.ID] != nil {
+			if a.rows[d.ID] != nil || !wanted[docKey{d.Table, d.ID}] {
 				continue
 			}
 			wasDeleted := d.Deleted
@@ -440,6 +457,8 @@ func (s *settler) undelete(fetched []messages.Document) error {
 					return err
 				}
 				for _, m := range ms {
+					progress = progress || !wanted[m]
+					wanted[m] = true
 					if err := s.want(m); err != nil {
 						return err
 					}

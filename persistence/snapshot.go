@@ -224,4 +224,3 @@ func (b *snapshotBody) Close() error {
 	<-b.done
 	return errors.Join(err, b.file.Close(), os.RemoveAll(b.dir))
 }
-

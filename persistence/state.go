@@ -25,7 +25,14 @@ func (l *Local) Standing(ctx context.Context) (messages.Standing, error) {
 	for _, t := range schema.Tables {
 		s.Tables = append(s.Tables, t.Name)
 	}
+	plans, err := l.allPlans(ctx)
+	if err != nil {
+		return s, err
+	}
 	err = l.write(ctx, func(tx *tx) error { // one transaction: the parts belong together
+		if err := tx.sweepAll(plans); err != nil {
+			return err
+		}
 		if err := tx.row(`SELECT installationId, seq, recordVersion FROM tidemark_state`).Scan(&s.InstallationID, &s.Seq, &s.RecordVersion); err != nil {
 			return err
 		}

@@ -24,13 +24,16 @@ import (
 // 'now' the same throughout a statement.
 const now = `CAST((julianday('now') - 2440587.5) * 86400000.0 + 0.5 AS INTEGER) + clockOffset`
 
-// writing in updatedBy says that one of our triggers is in the middle of changing
+// writing in updatedBy says that the insert trigger is in the middle of changing
 // the row: the others leave it alone.
 const writing = `'tidemark:writing'`
 
 const (
 	notApplying = `(SELECT applying FROM tidemark_state) = 0`
 	notWriting  = `NEW.updatedBy IS NOT ` + writing + ` AND OLD.updatedBy IS NOT ` + writing
+	// marked is true of an update that did itself what we would do, such as our own.
+	marked = `NEW.isDirty IS 1 AND typeof(NEW.updatedOn) = 'integer' AND NEW.updatedOn > coalesce(CAST(OLD.updatedOn AS INTEGER), -1)` +
+		` AND NEW.updatedBy IS (SELECT installationId FROM tidemark_state)`
 )
 
 // schemaObject is a trigger or an index as it should be.
@@ -239,13 +242,17 @@ func keyText(ref string, columns []string) string {
 
 // triggers are the table's triggers. calledBack says that the application has an
 // UPDATE trigger on the table, which our own updates fire.
-func (t *Table) triggers(calledBack bool) []schemaObject {
+// reacts says that the application has triggers at all.
+func (t *Table) triggers(calledBack, reacts bool) []schemaObject {
 	all := []schemaObject{
 		t.beforeInsert(), t.afterInsert(), t.afterBirth(), t.beforeKeyUpdate(), t.afterKeyUpdate(),
 		t.afterUpdate(calledBack), t.afterIdentityUpdate(), t.afterDelete(),
 	}
 	if len(t.ForeignKeys) > 0 {
 		all = append(all, t.afterReferenceUpdate())
+	}
+	if reacts {
+		all = append(all, t.afterTouch())
 	}
 	return all
 }
@@ -296,13 +303,15 @@ func (t *Table) notes(except string) []string {
 // buryVanished makes tombstones of the rows that vanished.
 func (t *Table) buryVanished() []string {
 	us := literal(t.Name)
-	return []string{
-		"DELETE FROM tidemark_left WHERE tableName = " + us + " AND clientId IN (SELECT tidemark_replaced.clientId FROM " + t.vanished() + ")",
-		"INSERT INTO tidemark_tombstones (tableName, clientId, createdOn, updatedOn, updatedBy, serverId, isDirty, serverVersion) SELECT " +
-			us + ", tidemark_replaced.clientId, tidemark_replaced.createdOn, max(" + now + ", coalesce(tidemark_replaced.updatedOn, 0) + 1), installationId, tidemark_replaced.serverId, 1, tidemark_replaced.serverVersion" +
-			" FROM tidemark_state CROSS JOIN " + t.vanished() +
-			" ON CONFLICT (tableName, clientId) DO UPDATE SET updatedOn = max(updatedOn, excluded.updatedOn), isDirty = 1",
+	var out []string
+	if len(t.ForeignKeys) > 0 {
+		out = append(out, "DELETE FROM tidemark_left WHERE tableName = "+us+" AND clientId IN (SELECT tidemark_replaced.clientId FROM "+t.vanished()+")")
 	}
+	return append(out,
+		"INSERT INTO tidemark_tombstones (tableName, clientId, createdOn, updatedOn, updatedBy, serverId, isDirty, serverVersion) SELECT "+
+			us+", tidemark_replaced.clientId, tidemark_replaced.createdOn, max("+now+", coalesce(tidemark_replaced.updatedOn, 0) + 1), installationId, tidemark_replaced.serverId, 1, tidemark_replaced.serverVersion"+
+			" FROM tidemark_state CROSS JOIN "+t.vanished()+
+			" ON CONFLICT (tableName, clientId) DO UPDATE SET updatedOn = max(updatedOn, excluded.updatedOn), isDirty = 1")
 }
 
 // beforeInsert: OR REPLACE deletes what is in the way without a DELETE trigger.
@@ -339,9 +348,8 @@ func (t *Table) afterBirth() schemaObject {
 	name, us := quote(t.Name), literal(t.Name)
 	heir := "(SELECT clientId FROM " + name + " WHERE " + t.here("NEW") + ")"
 	body := []string{
-		"UPDATE " + name + " SET updatedBy = " + writing + " WHERE " + t.here("NEW"),
-		"UPDATE " + name + " SET (clientId, createdOn, serverId, serverVersion, updatedOn, updatedBy) = (SELECT tidemark_replaced.clientId, tidemark_replaced.createdOn, tidemark_replaced.serverId, " +
-			"tidemark_replaced.serverVersion, max(NEW.updatedOn, coalesce(tidemark_replaced.updatedOn, 0) + 1), (SELECT installationId FROM tidemark_state) FROM " +
+		"UPDATE " + name + " SET (clientId, createdOn, serverId, serverVersion, updatedOn) = (SELECT tidemark_replaced.clientId, tidemark_replaced.createdOn, tidemark_replaced.serverId, " +
+			"tidemark_replaced.serverVersion, max(" + name + ".updatedOn, coalesce(tidemark_replaced.updatedOn, 0)) + 1 FROM " +
 			t.vanished() + " ORDER BY tidemark_replaced.keyNo, tidemark_replaced.clientId LIMIT 1) WHERE " + t.here("NEW"),
 	}
 	body = append(body, t.buryVanished()...)
@@ -371,40 +379,41 @@ func (t *Table) afterKeyUpdate() schemaObject {
 		append(t.buryVanished(), "DELETE FROM tidemark_replaced WHERE "+t.noted())...)
 }
 
-// afterUpdate marks the row. An update that already did all that is our own (or
-// as good), and a row without clientId is still being inserted.
+// afterUpdate marks the row, unless that is done; a row without clientId is still
+// being inserted.
 func (t *Table) afterUpdate(calledBack bool) schemaObject {
-	name, us := quote(t.Name), literal(t.Name)
-	when := "OLD.clientId IS NOT NULL AND NOT (NEW.isDirty IS 1 AND typeof(NEW.updatedOn) = 'integer' AND NEW.updatedOn > coalesce(OLD.updatedOn, -1)" +
-		" AND NEW.updatedBy IS (SELECT installationId FROM tidemark_state)) AND " + notWriting + " AND " + notApplying
-	mark := "UPDATE " + name + " SET isDirty = 1, (updatedOn, updatedBy) = (SELECT max(" + now +
-		", coalesce(OLD.updatedOn, 0) + 1), installationId FROM tidemark_state) WHERE " + t.here("NEW")
-	if !calledBack {
-		return t.trigger("au", "AFTER UPDATE", when, mark)
+	us := literal(t.Name)
+	when := "OLD.clientId IS NOT NULL AND NOT (" + marked + ") AND " + notWriting + " AND " + notApplying
+	body := []string{
+		"UPDATE " + quote(t.Name) + " SET isDirty = 1, (updatedOn, updatedBy) = (SELECT max(" + now +
+			", coalesce(CAST(OLD.updatedOn AS INTEGER), 0) + 1), installationId FROM tidemark_state) WHERE " + t.here("NEW"),
 	}
-	// The time makes a note that a RAISE(FAIL) left behind worthless.
-	at := "(SELECT " + now + " FROM tidemark_state)"
-	mine := "tableName = " + us + " AND clientId = OLD.clientId"
-	return t.trigger("au", "AFTER UPDATE", when+" AND NOT EXISTS (SELECT 1 FROM tidemark_marking WHERE "+mine+" AND at = "+at+")",
-		"DELETE FROM tidemark_marking WHERE "+mine,
-		"INSERT INTO tidemark_marking (tableName, clientId, at) VALUES ("+us+", OLD.clientId, "+at+")",
-		mark,
-		"DELETE FROM tidemark_marking WHERE "+mine)
+	if calledBack {
+		// The time makes a note that a RAISE(FAIL) left behind worthless.
+		at := "(SELECT " + now + " FROM tidemark_state)"
+		mine := "tableName = " + us + " AND clientId = OLD.clientId"
+		when += " AND NOT EXISTS (SELECT 1 FROM tidemark_marking WHERE " + mine + " AND at = " + at + ")"
+		body = append([]string{
+			"DELETE FROM tidemark_marking WHERE " + mine,
+			"INSERT INTO tidemark_marking (tableName, clientId, at) VALUES (" + us + ", OLD.clientId, " + at + ")",
+		}, append(body, "DELETE FROM tidemark_marking WHERE "+mine)...)
+	}
+	return t.trigger("au", "AFTER UPDATE", when, body...)
 }
 
 // afterIdentityUpdate: programs that write back every column they once read must
 // not undo what happened since.
 func (t *Table) afterIdentityUpdate() schemaObject {
-	name := quote(t.Name)
 	columns := []string{"clientId", "serverId", "serverVersion", "createdOn"}
 	var changed, back []string
 	for _, c := range columns {
 		changed = append(changed, "NEW."+c+" IS NOT OLD."+c)
 		back = append(back, c+" = OLD."+c)
 	}
-	return t.trigger("same", of("AFTER UPDATE", columns), "OLD.clientId IS NOT NULL AND ("+strings.Join(changed, " OR ")+") AND "+notWriting+" AND "+notApplying,
-		"UPDATE "+name+" SET isDirty = 1, updatedBy = "+writing+", "+strings.Join(back, ", ")+" WHERE "+t.here("NEW"),
-		"UPDATE "+name+" SET (updatedOn, updatedBy) = (SELECT max("+now+", coalesce(OLD.updatedOn, 0) + 1), installationId FROM tidemark_state) WHERE "+t.here("NEW"))
+	name := quote(t.Name)
+	return t.trigger("same", of("AFTER UPDATE", columns), "OLD.clientId IS NOT NULL AND ("+strings.Join(changed, " OR ")+") AND NOT ("+marked+") AND "+notWriting+" AND "+notApplying,
+		"UPDATE "+name+" SET "+strings.Join(back, ", ")+", isDirty = 1, (updatedOn, updatedBy) = (SELECT max("+now+", coalesce(CAST(OLD.updatedOn AS INTEGER), 0) + 1, "+
+			"coalesce(CAST("+name+".updatedOn AS INTEGER), 0) + 1), installationId FROM tidemark_state) WHERE "+t.here("NEW"))
 }
 
 // afterReferenceUpdate remembers the parents that a row has left, as far as the
@@ -431,6 +440,14 @@ func (t *Table) afterReferenceUpdate() schemaObject {
 	return t.trigger("ref", of("AFTER UPDATE", columns), "OLD.clientId IS NOT NULL AND OLD.serverId IS NOT NULL AND "+notApplying, body...)
 }
 
+// afterTouch notes a row that a trigger of the application's changes while we apply
+// documents; our own updates then change one of the columns below.
+func (t *Table) afterTouch() schemaObject {
+	return t.trigger("touch", "AFTER UPDATE", "(SELECT applying FROM tidemark_state) = 1 AND OLD.clientId IS NOT NULL AND NEW.serverVersion IS OLD.serverVersion"+
+		" AND NEW.updatedOn IS OLD.updatedOn AND NEW.isDirty IS OLD.isDirty",
+		"INSERT INTO tidemark_touched (tableName, clientId) VALUES ("+literal(t.Name)+", OLD.clientId) ON CONFLICT DO NOTHING")
+}
+
 // afterDelete leaves a tombstone, also of a row that was never uploaded: its create
 // may be on its way.
 func (t *Table) afterDelete() schemaObject {
@@ -444,7 +461,9 @@ func (t *Table) afterDelete() schemaObject {
 			us + ", OLD.clientId, OLD.createdOn, max(" + now + ", coalesce(OLD.updatedOn, 0) + 1), installationId, OLD.serverId, 1, OLD.serverVersion, " + localKey +
 			" FROM tidemark_state WHERE true ON CONFLICT (tableName, clientId) DO UPDATE SET updatedOn = max(updatedOn, excluded.updatedOn)," +
 			" updatedBy = excluded.updatedBy, serverId = excluded.serverId, serverVersion = excluded.serverVersion, isDirty = 1, localKey = excluded.localKey",
-		"DELETE FROM tidemark_left WHERE tableName = " + us + " AND clientId = OLD.clientId AND parentId <> '?'",
+	}
+	if len(t.ForeignKeys) > 0 {
+		body = append(body, "DELETE FROM tidemark_left WHERE tableName = "+us+" AND clientId = OLD.clientId AND parentId <> '?'")
 	}
 	for _, k := range t.keys {
 		open := "parentTable = " + us + " AND parentKey = " + keyText("OLD.", k) + " AND parentId = ''"

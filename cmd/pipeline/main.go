@@ -119,12 +119,12 @@ after it. Try it first: pipeline demo`
 
 // settingsHelp ends the help of every command that takes settings.
 const settingsHelp = `
-A remote is firestore://PROJECT/users/alice[?database=NAME] (the path is the scope
-below which the collections live) or file:///DIR. A store is
-s3://BUCKET/PREFIX[?region=…&endpoint=…] or file:///DIR. What no flag says is read
-from TIDEMARK_DB, TIDEMARK_REMOTE and TIDEMARK_STORE, then from tidemark.yaml here
-(db, remote, store, every, exclude). Credentials come from where gcloud and aws
-keep them.
+A remote is firestore://PROJECT/users/alice[?database=NAME], where the path is
+the scope below which the collections live, or file:///DIR. A store is
+s3://BUCKET/PREFIX[?region=…&endpoint=…] or file:///DIR. What no flag says is
+read from TIDEMARK_DB, TIDEMARK_REMOTE and TIDEMARK_STORE, then from the file
+tidemark.yaml (db, remote, store, every, exclude). Credentials come from where
+gcloud and aws keep them.
 `
 
 func (a *app) root() *cobra.Command {
@@ -161,7 +161,7 @@ func (a *app) root() *cobra.Command {
 	root.SetVersionTemplate("pipeline {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
 	root.SetUsageTemplate(usageTemplate)
-	root.PersistentFlags().StringVar(&a.given.config, "config", "", "read the settings from this `FILE` instead of tidemark.yaml")
+	root.PersistentFlags().StringVar(&a.given.config, "config", "", "`FILE` with the settings, instead of tidemark.yaml")
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "log every step to standard error")
 	cobra.EnableCommandSorting = false // they stand in the order of their use
 	root.AddCommand(a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.status(), a.topology(), &cobra.Command{

@@ -56,7 +56,7 @@ Exit code 0: the cycle came to its end. 1: it did not.`,
 		},
 	}, "db", "remote", "store")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one Report object on standard output")
-	cmd.Flags().BoolVar(&full, "full", false, "compare every document, not only what is new; each is a billed read")
+	cmd.Flags().BoolVar(&full, "full", false, "compare every document, at one billed read each")
 	return cmd
 }
 

@@ -1,0 +1,279 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/tidemark-sync/tidemark/integration/servers"
+)
+
+// withServers stops the servers that a test started.
+type withServers struct{ m *testing.M }
+
+func (w withServers) Run() int { return servers.Main(w.m) }
+
+func TestMain(m *testing.M) {
+	helper := func(f func(args []string) error) func() {
+		return func() {
+			if err := f(os.Args[1:]); err != nil {
+				var exit *exec.ExitError
+				if errors.As(err, &exit) {
+					os.Exit(exit.ExitCode())
+				}
+				fmt.Fprintln(os.Stderr, filepath.Base(os.Args[0])+":", err)
+				os.Exit(1)
+			}
+		}
+	}
+	testscript.Main(withServers{m}, map[string]func(){
+		"pipeline": main,
+		// code N COMMAND… demands the exit code N.
+		"code": helper(exitCode),
+		// sql FILE STATEMENT… writes to a database, as an application does.
+		"sql": helper(sqlCommand),
+		// rows FILE QUERY prints the answer, a line a row.
+		"rows": helper(rowsCommand),
+		// sound FILE… demands that SQLite finds nothing wrong.
+		"sound": helper(soundCommand),
+		// keys prints the names in a JSON object on standard input, a line a path.
+		"keys": helper(keysCommand),
+		// repeat TEXT COUNT prints a text many times.
+		"repeat": helper(repeatCommand),
+		// locked FILE COMMAND… runs a command while somebody holds the database.
+		"locked": helper(lockedCommand),
+		// until TEXT SIGNAL COMMAND… sends a signal when the command has printed a text.
+		"until": helper(untilCommand),
+		// answering CODE TEXT COMMAND… plays a Firestore that answers every call so.
+		"answering": helper(answeringCommand),
+		// interrupting SIGNAL,… COMMAND… plays a Firestore that never answers, and
+		// sends signals when it is called.
+		"interrupting": helper(interruptingCommand),
+		// cutting ADDRESS BYTES COMMAND… is the line to a server, which breaks after so
+		// many bytes; LINE in the command is its address.
+		"cutting": helper(cuttingCommand),
+		// limited BYTES COMMAND… lets no file grow beyond a size.
+		"limited": helper(limitedCommand),
+	})
+}
+
+// environment keeps what this machine knows of clouds out of the scripts.
+func environment(env *testscript.Env) error {
+	env.Vars = append(env.Vars,
+		"TERM=dumb",
+		"AWS_EC2_METADATA_DISABLED=true",
+		"AWS_CONFIG_FILE="+filepath.Join(env.WorkDir, "no-aws-config"),
+		"AWS_SHARED_CREDENTIALS_FILE="+filepath.Join(env.WorkDir, "no-aws-credentials"),
+		"GOOGLE_APPLICATION_CREDENTIALS="+filepath.Join(env.WorkDir, "no-google-credentials.json"),
+	)
+	return nil
+}
+
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{Dir: "testdata", Setup: environment, RequireExplicitExec: true})
+}
+
+func TestFirestore(t *testing.T) {
+	t.Parallel()
+	emulator := servers.Firestore(t)
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/firestore", RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Vars = append(env.Vars, "FIRESTORE_EMULATOR_HOST="+emulator, "PROJECT="+servers.Project(t))
+			return environment(env)
+		},
+	})
+}
+
+func TestS3(t *testing.T) {
+	t.Parallel()
+	bucket := servers.S3(t)
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/s3", RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Vars = append(env.Vars,
+				"AWS_ACCESS_KEY_ID="+bucket.AccessKey, "AWS_SECRET_ACCESS_KEY="+bucket.SecretKey,
+				"BUCKET="+bucket.Bucket, "REGION="+bucket.Region, "ENDPOINT="+bucket.Endpoint,
+				"ADDRESS="+strings.TrimPrefix(bucket.Endpoint, "http://"))
+			return environment(env)
+		},
+	})
+}
+
+// child is a command that takes over our input, output and exit code.
+func child(args []string, env ...string) *exec.Cmd {
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), env...)
+	return cmd
+}
+
+func exitCode(args []string) error {
+	want, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	cmd := child(args[1:])
+	_ = cmd.Run() // the exit code is looked at
+	if got := cmd.ProcessState.ExitCode(); got != want {
+		return fmt.Errorf("exit code %d, want %d", got, want)
+	}
+	return nil
+}
+
+// openTest opens a database as an application would, and creates it.
+func openTest(path string) (*sql.DB, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	db, err := sql.Open("sqlite", dsn(abs, "rwc", "foreign_keys(1)"))
+	if err == nil {
+		db.SetMaxOpenConns(1)
+	}
+	return db, err
+}
+
+func sqlCommand(args []string) error {
+	db, err := openTest(args[0])
+	if err != nil {
+		return err
+	}
+	for _, q := range args[1:] {
+		if name, ok := strings.CutPrefix(q, "@"); ok { // a file of statements
+			raw, err := os.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			q = string(raw)
+		}
+		if _, err := db.ExecContext(context.Background(), q); err != nil {
+			return errors.Join(err, db.Close())
+		}
+	}
+	return db.Close()
+}
+
+func rowsCommand(args []string) error {
+	db, err := openTest(args[0])
+	if err != nil {
+		return err
+	}
+	rows, err := db.QueryContext(context.Background(), args[1])
+	if err != nil {
+		return errors.Join(err, db.Close())
+	}
+	names, err := rows.Columns()
+	for err == nil && rows.Next() {
+		values := make([]any, len(names))
+		for i := range values {
+			values[i] = new(any)
+		}
+		if err = rows.Scan(values...); err != nil {
+			break
+		}
+		var line []string
+		for _, v := range values {
+			line = append(line, fmt.Sprint(*v.(*any)))
+		}
+		fmt.Println(strings.Join(line, "|"))
+	}
+	return errors.Join(err, rows.Err(), rows.Close(), db.Close())
+}
+
+func soundCommand(args []string) error {
+	for _, path := range args {
+		db, err := openTest(path)
+		if err != nil {
+			return err
+		}
+		var verdict string
+		var dangling int
+		err = db.QueryRowContext(context.Background(), `SELECT (SELECT group_concat(integrity_check) FROM pragma_integrity_check), (SELECT count(*) FROM pragma_foreign_key_check)`).
+			Scan(&verdict, &dangling)
+		if err == nil && (verdict != "ok" || dangling != 0) {
+			err = fmt.Errorf("%s is not sound: %s, %d dangling references", path, verdict, dangling)
+		}
+		if err = errors.Join(err, db.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keysCommand prints the paths in the order in which they stand there.
+func keysCommand([]string) error {
+	dec := json.NewDecoder(os.Stdin)
+	seen := map[string]bool{}
+	var walk func(path string) error
+	walk = func(path string) error {
+		tok, err := dec.Token()
+		if err != nil {
+			return err
+		}
+		if path != "" && !seen[path] {
+			seen[path] = true
+			fmt.Println(path)
+		}
+		switch tok {
+		case json.Delim('{'):
+			for dec.More() {
+				key, err := dec.Token()
+				if err != nil {
+					return err
+				}
+				if err := walk(strings.TrimPrefix(path+"."+key.(string), ".")); err != nil {
+					return err
+				}
+			}
+			_, err = dec.Token()
+		case json.Delim('['):
+			for dec.More() {
+				if err := walk(path + "[]"); err != nil {
+					return err
+				}
+			}
+			_, err = dec.Token()
+		}
+		return err
+	}
+	if err := walk(""); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("there is more than one object")
+	}
+	return nil
+}
+
+func repeatCommand(args []string) error {
+	n, err := strconv.Atoi(args[1])
+	if err == nil {
+		fmt.Print(strings.Repeat(args[0], n))
+	}
+	return err
+}
+
+func lockedCommand(args []string) error {
+	db, err := openTest(args[0])
+	if err != nil {
+		return err
+	}
+	if _, err := db.ExecContext(context.Background(), "BEGIN EXCLUSIVE"); err != nil {
+		return errors.Join(err, db.Close())
+	}
+	err = child(args[1:]).Run()
+	return errors.Join(err, db.Close())
+}

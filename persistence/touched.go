@@ -1,0 +1,145 @@
+package persistence
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+// The application's own triggers fire when documents are applied: a search index
+// needs them to. But a counter that they raise, or a "modified at" that they set,
+// has arrived with its own document already, or will: it must not be counted here
+// once more. So what they change in tracked tables is noted (tidemark_touched) and
+// put back to what its document says, and rows that they insert are taken out: they
+// come from the device where the trigger first fired. None of this costs anything in
+// a database without triggers of the application's.
+
+// reacts reports whether the application has triggers.
+func reacts(ctx context.Context, q queryer) (bool, error) {
+	var yes bool
+	err := q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND name NOT LIKE 'tidemark\_%' ESCAPE '\')`).Scan(&yes)
+	return yes, explain(err)
+}
+
+// sweepAll gives an identity to rows that came in without one, before the engine
+// writes: what has none afterwards was made by a trigger.
+func (t *tx) sweepAll(plans []*plan) error {
+	for _, p := range plans {
+		if _, err := sweep(t.ctx, t.conn, p.t); err != nil {
+			return explain(err)
+		}
+	}
+	return nil
+}
+
+// takeOut removes the rows that the application's triggers inserted.
+func (t *tx) takeOut(plans []*plan) error {
+	for _, p := range plans {
+		if err := t.exec(`DELETE FROM ` + p.name + ` WHERE isDirty = 1 AND clientId IS NULL`); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// putBack restores rows that a trigger changed, from documents that are at hand.
+func (a *applier) putBack(docs []messages.Document) error {
+	touched := map[string]bool{}
+	if err := a.tx.each(`SELECT clientId FROM tidemark_touched WHERE tableName = ?`, []any{a.p.t.Name}, func(scan func(...any) error) error {
+		var id string
+		err := scan(&id)
+		touched[id] = true
+		return err
+	}); err != nil || len(touched) == 0 {
+		return err
+	}
+	for i := range docs {
+		if !touched[docs[i].ID] || docs[i].Deleted {
+			continue
+		}
+		if err := a.restoreRow(&docs[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// restoreRow makes a clean row say what its document says. The statement that does
+// so may fire the trigger again; it names only columns that differ, so a trigger of
+// other columns does not.
+func (a *applier) restoreRow(d *messages.Document) error {
+	for range 3 {
+		row, err := a.p.rowByID(a.tx, d.ID)
+		if err != nil {
+			return err
+		}
+		if row == nil || row.dirty || row.serverVersion != d.UpdateTime {
+			break
+		}
+		cols, vals, out, err := a.values(d)
+		if err != nil {
+			return err
+		}
+		var set []string
+		var args []any
+		for i, c := range cols {
+			if pc := &a.p.cols[c]; out == applied && !pc.surrogate && !equal(row.values[c], vals[i]) {
+				set, args = append(set, pc.quoted+" = ?"), append(args, vals[i])
+			}
+		}
+		if len(set) == 0 {
+			break
+		}
+		if _, err := a.tx.run("UPDATE "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID)...); err != nil {
+			if _, err := a.refused(err); err != nil {
+				return err
+			}
+			break // the row stays as the trigger left it
+		}
+	}
+	return a.tx.exec(`DELETE FROM tidemark_touched WHERE tableName = ? AND clientId = ?`, a.p.t.Name, d.ID)
+}
+
+// touched restores, at the end of a download, what is still as a trigger left it;
+// documents that are not at hand are asked for.
+func (s *settler) touched(fetched []messages.Document) error {
+	if err := s.tx.takeOut(s.plans); err != nil {
+		return err
+	}
+	if err := s.tx.exec(`DELETE FROM tidemark_touched WHERE tableName NOT IN (SELECT tableName FROM tidemark_tables WHERE excluded = 0)`); err != nil {
+		return err
+	}
+	for _, p := range s.plans {
+		a, err := s.applier(p)
+		if err != nil {
+			return err
+		}
+		var mine []messages.Document
+		for _, d := range fetched {
+			if d.Table == p.t.Name {
+				mine = append(mine, d)
+			}
+		}
+		if err := a.putBack(mine); err != nil {
+			return err
+		}
+		// Rows that are dirty, new or gone have no document to go back to.
+		if err := s.tx.exec(`DELETE FROM tidemark_touched WHERE tableName = ? AND clientId NOT IN
+			(SELECT t.clientId FROM `+p.name+` t WHERE t.clientId = tidemark_touched.clientId AND t.isDirty = 0 AND t.serverVersion IS NOT NULL)`, p.t.Name); err != nil {
+			return err
+		}
+		if err := s.tx.each(`SELECT clientId FROM tidemark_touched WHERE tableName = ?`, []any{p.t.Name}, func(scan func(...any) error) error {
+			var id string
+			err := scan(&id)
+			if !slices.Contains(s.asked[p.t.Name], id) && !slices.Contains(s.out.Lookup[p.t.Name], id) {
+				s.out.Lookup[p.t.Name] = append(s.out.Lookup[p.t.Name], id)
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
