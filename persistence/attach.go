@@ -483,6 +483,9 @@ func (a *attacher) mark(t *Table, all bool, gained []string) error {
 		return nil
 	}
 	return a.suspended(t, func() error {
+		if _, err := a.exec(table + " SET isDirty = 1 WHERE clientId IS NULL AND isDirty IS NOT 1"); err != nil {
+			return err
+		}
 		n, err := sweep(a.ctx, a.q, t)
 		a.out.Rows += n
 		for _, s := range statements {
@@ -524,7 +527,7 @@ func sweep(ctx context.Context, q queryer, t *Table) (int64, error) {
 	for _, s := range []string{
 		"UPDATE " + table + " SET clientId = lower(hex(randomblob(16))), serverId = NULL, serverVersion = NULL, isDirty = 1, " +
 			"(createdOn, updatedOn, updatedBy) = (SELECT " + adopt(table+".createdOn") + ", " + adopt(table+".updatedOn") +
-			", s.id FROM (SELECT " + now + " AS now, installationId AS id FROM tidemark_state) AS s) WHERE clientId IS NULL",
+			", s.id FROM (SELECT " + now + " AS now, installationId AS id FROM tidemark_state) AS s) WHERE isDirty = 1 AND clientId IS NULL", // as the index of dirty rows has it
 		"UPDATE " + table + " SET (updatedOn, updatedBy) = (SELECT max(" + now + ", coalesce(" + table + ".updatedOn, 0) + 1), installationId FROM tidemark_state)" +
 			" WHERE isDirty = 1 AND updatedBy = " + writing,
 	} {
