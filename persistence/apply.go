@@ -38,6 +38,7 @@ type applier struct {
 	tombs   bool               // the table has local tombstones
 	inbox   bool               // the table has received documents that wait
 	letters bool               // the table has dead letters of downloads
+	rebuilt bool               // rows have lost their identities
 	fresh   bool               // no row here could be the same under the fallback key
 	reason  string             // of the last outcome
 	settle  bool               // the whole cut is here: unique keys and parents are final
@@ -136,7 +137,7 @@ func newApplier(t *tx, p *plan, counts *messages.Counts) (*applier, error) {
 	}
 	a.fresh = n == 0
 	var gained string
-	if ok, err := found(t.row(`SELECT gained FROM tidemark_DownloadedTracker WHERE tableName = ?`, p.t.Name).Scan(&gained)); err != nil {
+	if ok, err := found(t.row(`SELECT gained, rebuilt FROM tidemark_DownloadedTracker WHERE tableName = ?`, p.t.Name).Scan(&gained, &a.rebuilt)); err != nil {
 		return nil, err
 	} else if ok && gained != "[]" {
 		var names []string
@@ -286,6 +287,11 @@ func (a *applier) one(d *messages.Document) (outcome, error) {
 		return a.update(d, 0)
 	case d.Deleted:
 		return applied, a.tombstone(d)
+	}
+	if a.rebuilt {
+		if out, done, err := a.reclaim(d); err != nil || done {
+			return out, err
+		}
 	}
 	if !a.fresh && d.UpdatedOn > 0 {
 		if id, err := a.fallback(d); err != nil {
@@ -443,6 +449,7 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 	var names, marks strings.Builder
 	names.WriteString("clientId, serverId, createdOn, updatedOn, updatedBy, isDirty, serverVersion")
 	marks.WriteString("?, ?, ?, ?, ?, 0, ?")
+	var renumbered bool
 	args := make([]any, 0, 6+len(vals))
 	args = append(args, d.ID, d.ID, d.CreatedOn, d.UpdatedOn, d.UpdatedBy, d.UpdateTime)
 	for i, c := range cols {
@@ -450,6 +457,7 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 		if pc.surrogate {
 			n, ok := vals[i].(int64)
 			if !ok || a.taken[n] {
+				renumbered = ok
 				continue // the number is taken here: SQLite gives another
 			}
 			a.taken[n] = true
@@ -462,7 +470,11 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 		return a.refused(err)
 	}
 	a.rows[d.ID] = &rowRef{version: d.UpdateTime}
-	return applied, nil
+	if !renumbered {
+		return applied, nil
+	}
+	return applied, a.tx.exec(`INSERT INTO tidemark_renumbered (tableName, clientId, localKey) SELECT ?, clientId, `+quote(a.p.surrogate)+` FROM `+a.p.name+` WHERE clientId = ?
+		ON CONFLICT (tableName, clientId) DO UPDATE SET localKey = excluded.localKey`, a.p.t.Name, d.ID)
 }
 
 // update overwrites the columns that the document has. updatedOn 0 takes the

@@ -120,8 +120,9 @@ type attacher struct {
 	stored   map[string]storedTable
 	objects  map[string][]masterObject // triggers and indexes by folded table, in the order of their creation
 	excluded []string
-	// hadTriggers are the tables that came with triggers of ours.
-	hadTriggers map[string]bool
+	// hadTriggers are the tables that came with triggers of ours, moved those whose
+	// triggers were made for another name.
+	hadTriggers, moved map[string]bool
 }
 
 // storedTable is a row of tidemark_tables.
@@ -264,7 +265,7 @@ func (a *attacher) read() (err error) {
 	if err != nil {
 		return err
 	}
-	a.objects, a.hadTriggers = map[string][]masterObject{}, map[string]bool{}
+	a.objects, a.hadTriggers, a.moved = map[string][]masterObject{}, map[string]bool{}, map[string]bool{}
 	return eachRow(a.ctx, a.q, `SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master WHERE type IN ('trigger', 'index') ORDER BY rowid`,
 		func(scan func(...any) error) error {
 			var o masterObject
@@ -273,7 +274,10 @@ func (a *attacher) read() (err error) {
 			}
 			o.ours = strings.HasPrefix(o.name, Prefix)
 			a.objects[fold(o.table)] = append(a.objects[fold(o.table)], o)
-			a.hadTriggers[o.table] = a.hadTriggers[o.table] || o.ours && o.kind == "trigger"
+			if o.ours && o.kind == "trigger" {
+				a.hadTriggers[o.table] = true
+				a.moved[o.table] = a.moved[o.table] || !strings.HasPrefix(o.name, objectName(o.table, ""))
+			}
 			return nil
 		})
 }
@@ -400,6 +404,7 @@ func (a *attacher) forget() error {
 // attach brings one table into the state that the triggers need.
 func (a *attacher) attach(t *Table) error {
 	stored, known := a.stored[t.Name]
+	known = known && !a.moved[t.Name]
 	fresh := !known || stored.excluded
 	rebuilt, err := a.prepareColumns(t, known, fresh)
 	if err != nil {
@@ -427,7 +432,7 @@ func (a *attacher) attach(t *Table) error {
 	case len(gained) > 0:
 		a.out.Gained = append(a.out.Gained, t.Name)
 	}
-	return a.remember(t, fresh || rebuilt, gained)
+	return a.remember(t, fresh || rebuilt, rebuilt, gained)
 }
 
 // prepareColumns adds the tracked columns that are missing. A table that is new to
@@ -514,48 +519,9 @@ func notDefault(c Column) string {
 	return quote(c.Name) + " IS NOT (" + d + ")"
 }
 
-// sweep gives an identity to rows that came in without one, because triggers were
-// off or an application's trigger wrote the row from within ours, and clears what
-// statements that changed nothing left in our notes. It returns how many rows
-// became dirty. The caller holds the write transaction, with applying set.
-func sweep(ctx context.Context, q queryer, t *Table) (int64, error) {
-	table := quote(t.Name)
-	adopt := func(column string) string {
-		return "CASE WHEN typeof(" + column + ") = 'integer' AND " + column + " > 0 AND " + column + " <= s.now THEN " + column + " ELSE s.now END"
-	}
-	n := int64(0)
-	for _, s := range []string{
-		"UPDATE " + table + " SET clientId = lower(hex(randomblob(16))), serverId = NULL, serverVersion = NULL, isDirty = 1, " +
-			"(createdOn, updatedOn, updatedBy) = (SELECT " + adopt(table+".createdOn") + ", " + adopt(table+".updatedOn") +
-			", s.id FROM (SELECT " + now + " AS now, installationId AS id FROM tidemark_state) AS s) WHERE isDirty = 1 AND clientId IS NULL", // as the index of dirty rows has it
-		"UPDATE " + table + " SET (updatedOn, updatedBy) = (SELECT max(" + now + ", coalesce(" + table + ".updatedOn, 0) + 1), installationId FROM tidemark_state)" +
-			" WHERE isDirty = 1 AND updatedBy = " + writing,
-	} {
-		res, err := q.ExecContext(ctx, s)
-		if err != nil {
-			return n, err
-		}
-		changed, err := res.RowsAffected()
-		if err != nil {
-			return n, err
-		}
-		n += changed
-	}
-	for _, s := range []string{
-		`DELETE FROM tidemark_replaced WHERE tableName = ?`,
-		`DELETE FROM tidemark_marking WHERE tableName = ?`,
-		`DELETE FROM tidemark_left WHERE tableName = ? AND parentId = '?'`,
-	} {
-		if _, err := q.ExecContext(ctx, s, t.Name); err != nil {
-			return n, err
-		}
-	}
-	return n, nil
-}
-
 // remember records what the next Attach and the engine go by. whole asks for the
 // table to be read whole again before anything is uploaded from it.
-func (a *attacher) remember(t *Table, whole bool, gained []string) error {
+func (a *attacher) remember(t *Table, whole, rebuilt bool, gained []string) error {
 	names := make([]string, len(t.Columns))
 	for i, c := range t.Columns {
 		names[i] = c.Name
@@ -574,8 +540,8 @@ func (a *attacher) remember(t *Table, whole bool, gained []string) error {
 		if _, err := a.exec(`DELETE FROM tidemark_positions WHERE tableName = ?`, t.Name); err != nil {
 			return err
 		}
-		_, err := a.exec(`INSERT INTO tidemark_DownloadedTracker (tableName, downloadedTill) VALUES (?, NULL)
-			ON CONFLICT (tableName) DO UPDATE SET downloadedTill = NULL, scannedTo = '', gained = '[]'`, t.Name)
+		_, err := a.exec(`INSERT INTO tidemark_DownloadedTracker (tableName, downloadedTill, rebuilt) VALUES (?, NULL, ?)
+			ON CONFLICT (tableName) DO UPDATE SET downloadedTill = NULL, scannedTo = '', gained = '[]', rebuilt = max(rebuilt, excluded.rebuilt)`, t.Name, rebuilt)
 		return err
 	}
 	if len(gained) == 0 {

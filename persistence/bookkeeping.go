@@ -49,7 +49,8 @@ var bookkeeping = []string{
 		tableName TEXT PRIMARY KEY,
 		downloadedTill INTEGER,
 		scannedTo TEXT NOT NULL DEFAULT '',          -- document id an open whole read has reached
-		gained TEXT NOT NULL DEFAULT '[]'            -- JSON list of columns the whole read is for
+		gained TEXT NOT NULL DEFAULT '[]',           -- JSON list of columns the whole read is for
+		rebuilt INTEGER NOT NULL DEFAULT 0           -- the rows have lost their identities: the whole read gives them back
 	) WITHOUT ROWID`,
 	`CREATE TABLE IF NOT EXISTS tidemark_seen (
 		device TEXT PRIMARY KEY,
@@ -106,6 +107,14 @@ var bookkeeping = []string{
 		tableName TEXT NOT NULL,
 		clientId TEXT NOT NULL,
 		at INTEGER NOT NULL,
+		PRIMARY KEY (tableName, clientId)
+	) WITHOUT ROWID`,
+	// Rows whose INTEGER PRIMARY KEY was taken here: the number in their document is
+	// another one.
+	`CREATE TABLE IF NOT EXISTS tidemark_renumbered (
+		tableName TEXT NOT NULL,
+		clientId TEXT NOT NULL,
+		localKey INTEGER NOT NULL,
 		PRIMARY KEY (tableName, clientId)
 	) WITHOUT ROWID`,
 	// Rows that the application's own triggers changed while documents were applied;

@@ -1,6 +1,7 @@
 package persistence
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -186,4 +187,43 @@ func (a *attacher) findDangling() error {
 		}
 	}
 	return nil
+}
+
+// sweep gives an identity to rows that came in without one, because triggers were
+// off or an application's trigger wrote the row from within ours, and clears what
+// statements that changed nothing left in our notes. It returns how many rows
+// became dirty. The caller holds the write transaction, with applying set.
+func sweep(ctx context.Context, q queryer, t *Table) (int64, error) {
+	table := quote(t.Name)
+	adopt := func(column string) string {
+		return "CASE WHEN typeof(" + column + ") = 'integer' AND " + column + " > 0 AND " + column + " <= s.now THEN " + column + " ELSE s.now END"
+	}
+	n := int64(0)
+	for _, s := range []string{
+		"UPDATE " + table + " SET clientId = lower(hex(randomblob(16))), serverId = NULL, serverVersion = NULL, isDirty = 1, " +
+			"(createdOn, updatedOn, updatedBy) = (SELECT " + adopt(table+".createdOn") + ", " + adopt(table+".updatedOn") +
+			", s.id FROM (SELECT " + now + " AS now, installationId AS id FROM tidemark_state) AS s) WHERE isDirty = 1 AND clientId IS NULL", // as the index of dirty rows has it
+		"UPDATE " + table + " SET (updatedOn, updatedBy) = (SELECT max(" + now + ", coalesce(" + table + ".updatedOn, 0) + 1), installationId FROM tidemark_state)" +
+			" WHERE isDirty = 1 AND updatedBy = " + writing,
+	} {
+		res, err := q.ExecContext(ctx, s)
+		if err != nil {
+			return n, err
+		}
+		changed, err := res.RowsAffected()
+		if err != nil {
+			return n, err
+		}
+		n += changed
+	}
+	for _, s := range []string{
+		`DELETE FROM tidemark_replaced WHERE tableName = ?`,
+		`DELETE FROM tidemark_marking WHERE tableName = ?`,
+		`DELETE FROM tidemark_left WHERE tableName = ? AND parentId = '?'`,
+	} {
+		if _, err := q.ExecContext(ctx, s, t.Name); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }

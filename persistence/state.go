@@ -98,7 +98,7 @@ func (l *Local) Checked(ctx context.Context, readTime, offset int64, targets []m
 			return err
 		}
 		for _, t := range unknown {
-			if err := tx.exec(`UPDATE tidemark_DownloadedTracker SET downloadedTill = ?, scannedTo = '', gained = '[]' WHERE tableName = ?`, readTime, t); err != nil {
+			if err := tx.exec(`UPDATE tidemark_DownloadedTracker SET downloadedTill = ?, scannedTo = '', gained = '[]', rebuilt = 0 WHERE tableName = ?`, readTime, t); err != nil {
 				return err
 			}
 		}
@@ -309,7 +309,7 @@ func (t *tx) advance() error {
 			return err
 		}
 	}
-	return t.exec(`UPDATE tidemark_DownloadedTracker SET downloadedTill = max(coalesce(downloadedTill, 0), ?), scannedTo = '', gained = '[]'`, till)
+	return t.exec(`UPDATE tidemark_DownloadedTracker SET downloadedTill = max(coalesce(downloadedTill, 0), ?), scannedTo = '', gained = '[]', rebuilt = 0`, till)
 }
 
 // NewIdentity gives this file a new installation id: somebody else writes under

@@ -217,6 +217,9 @@ func (g *gatherer) add(p *plan, r *localRow, depth int) (bool, error) {
 	w := messages.Write{Document: d}
 	if r.serverID != "" {
 		w.Expect = r.serverVersion
+		if p.surrogate != "" { // the document keeps its creator's number
+			delete(d.Fields, p.column(p.surrogate))
+		}
 	}
 	if err := g.put(w); err != nil {
 		return false, err

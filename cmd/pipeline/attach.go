@@ -13,9 +13,9 @@ func (a *app) attach() *cobra.Command {
 		Use:   "attach --db FILE [--exclude TABLE]…",
 		Short: "make a database ready for sync: once, and whenever you like",
 		Long: `attach makes an existing SQLite database ready for sync. Every table gets the
-columns that tell what changed (createdOn, updatedOn, updatedBy, serverId, isDirty
-and two of ours), and triggers that keep them right whatever program writes. All
-rows are marked dirty: the next sync uploads them.
+columns that tell what changed (createdOn, updatedOn, updatedBy, serverId,
+isDirty and two of ours), and triggers that keep them right whatever program
+writes. All rows are marked dirty: the next sync uploads them.
 
 It is done as a whole or not at all, and doing it again does only what is new.
 Your own columns and rows stay as they are.`,

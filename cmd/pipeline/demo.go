@@ -30,11 +30,11 @@ func (a *app) demo() *cobra.Command {
 	var keep bool
 	cmd := &cobra.Command{
 		Use:   "demo [--keep]",
-		Short: "see it work: three devices in a temporary folder, no account needed",
-		Long: `demo plays the whole story in a temporary folder, with folders for Firestore and
-S3: a phone, a laptop and a tablet share a notes database, edit it offline, come
-together again, and the phone is lost and restored. It needs no account, no
-network and a few seconds.`,
+		Short: "see it work: three devices in a temporary folder, no account",
+		Long: `demo plays the whole story in a temporary folder, with folders for Firestore
+and S3: a phone, a laptop and a tablet share a notes database, edit it offline,
+come together again, and the phone is lost and restored. It needs no account,
+no network and a few seconds.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			dir, err := os.MkdirTemp("", "tidemark-demo-")

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -49,6 +50,8 @@ func TestMain(m *testing.M) {
 		"sound": helper(soundCommand),
 		// keys prints the names in a JSON object on standard input, a line a path.
 		"keys": helper(keysCommand),
+		// widest COLUMNS LINES looks at the size of a text on standard input.
+		"widest": helper(widestCommand),
 		// repeat TEXT COUNT prints a text many times.
 		"repeat": helper(repeatCommand),
 		// locked FILE COMMAND… runs a command while somebody holds the database.
@@ -276,4 +279,31 @@ func lockedCommand(args []string) error {
 	}
 	err = child(args[1:]).Run()
 	return errors.Join(err, db.Close())
+}
+
+// widestCommand demands that standard input has no wider line than so many columns,
+// and no more lines than that.
+func widestCommand(args []string) error {
+	width, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	height, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	raw, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(strings.TrimSpace(string(raw)), "\n")
+	if len(lines) > height {
+		return fmt.Errorf("%d lines, want at most %d", len(lines), height)
+	}
+	for _, l := range lines {
+		if n := utf8.RuneCountInString(l); n > width {
+			return fmt.Errorf("a line of %d columns: %s", n, l)
+		}
+	}
+	return nil
 }

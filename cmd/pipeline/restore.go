@@ -14,10 +14,10 @@ func (a *app) restore() *cobra.Command {
 	return a.takes(&cobra.Command{
 		Use:   "restore --db FILE --store URL",
 		Short: "bring the database back from the newest snapshot",
-		Long: `restore downloads the newest snapshot and checks it: checksum, integrity, foreign
-keys and version. Only then it takes FILE's place, as a device of its own. A file
-that is there already is replaced only when all its rows were uploaded. The next
-sync downloads what came after the snapshot.`,
+		Long: `restore downloads the newest snapshot and checks it: checksum, integrity,
+foreign keys and version. Only then it takes FILE's place, as a device of its
+own. A file that is there already is replaced only when all its rows were
+uploaded. The next sync downloads what came after the snapshot.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()

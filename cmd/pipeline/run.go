@@ -17,8 +17,8 @@ func (a *app) run() *cobra.Command {
 		Use:   "run --db FILE --remote URL --store URL [--every 30s]",
 		Short: "stay in step until it is told to stop",
 		Long: `run syncs again and again, and prints a line when something moved. It waits out
-any outage. SIGINT (Ctrl-C) or SIGTERM stop it: the cycle under way may take ten
-seconds to end, and the exit code is 0. A second signal ends it at once.`,
+any outage. SIGINT (Ctrl-C) or SIGTERM stop it: the cycle under way may take
+ten seconds to end, and the exit code is 0. A second signal ends it at once.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
@@ -59,7 +59,7 @@ func (d *diary) cycle(r tidemark.Report, err error) {
 	d.reads += r.Billed.Reads
 	d.writes += r.Billed.Writes
 	if err != nil {
-		if d.ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		if d.ctx.Err() != nil && errors.Is(err, context.Cause(d.ctx)) {
 			return // the stop that was asked for
 		}
 		if text := plain(err.Error()); text != d.failing { // an outage is told once

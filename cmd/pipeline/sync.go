@@ -22,8 +22,8 @@ func (a *app) sync() *cobra.Command {
 		Short: "one cycle: download, upload, register, back up",
 		Long: `sync runs one cycle and tells what it moved and what it cost. It downloads what
 other devices uploaded, uploads the rows that are dirty here, and backs up when
-this device is Big Brother. Rows that can never be synced are set aside, with the
-reason, and stop nobody. After an error the next sync goes on from there.
+this device is Big Brother. Rows that can never be synced are set aside, with
+the reason, and stop nobody. After an error the next sync goes on from there.
 
 Exit code 0: the cycle came to its end. 1: it did not.`,
 		Args: noArguments,

@@ -10,9 +10,9 @@ func (a *app) topology() *cobra.Command {
 	return a.takes(&cobra.Command{
 		Use:   "topology [--db FILE]",
 		Short: "print what is wired to what, as a Mermaid graph",
-		Long: `topology prints the stages of a cycle and the messages between them as a Mermaid
-flowchart, for a README or mermaid.live. With a database it adds its tables, each
-after those whose rows it refers to: the order of their download.`,
+		Long: `topology prints the stages of a cycle and the messages between them as a
+Mermaid flowchart, for a README or mermaid.live. With a database it adds its
+tables, each after those whose rows it refers to: the order of their download.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()

@@ -1,0 +1,138 @@
+package integration
+
+import (
+	"testing"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+// The application changes its schema between two syncs; nobody calls Attach again.
+func TestApplicationMigratesItsSchema(t *testing.T) {
+	f := newFleet(t, notesSchema)
+	a := f.device("a")
+	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home'), (2, 'work')`)
+	a.exec(`INSERT INTO note (id, notebook, title) VALUES (10, 1, 'shopping'), (11, 2, 'report')`)
+	a.sync()
+	b := f.device("b")
+	b.sync()
+
+	// A gains a column and a table, and fills the column for one row.
+	a.exec(`ALTER TABLE note ADD COLUMN colour TEXT DEFAULT 'white'`)
+	a.exec(`UPDATE note SET colour = 'red' WHERE id = 10`)
+	a.exec(`CREATE TABLE attachment (id INTEGER PRIMARY KEY, note INTEGER REFERENCES note(id), data BLOB)`)
+	a.exec(`INSERT INTO attachment (note, data) VALUES (10, x'00ff')`)
+	a.sync()
+	same(t, a)
+
+	// B is older: it edits the row, and its upload must not erase what it does not know.
+	b.sync()
+	b.exec(`UPDATE note SET title = 'groceries' WHERE title = 'shopping'`)
+	b.sync()
+	a.sync()
+	if got := a.value(`SELECT title || ' ' || colour FROM note WHERE id = 10`); got != `"groceries red"` {
+		t.Errorf("an old device's edit: %s", got)
+	}
+
+	// B is upgraded: what it could not know is there, before its next upload.
+	b.exec(`UPDATE note SET title = 'groceries!' WHERE title = 'groceries'`) // dirty at the upgrade
+	b.exec(`ALTER TABLE note ADD COLUMN colour TEXT DEFAULT 'white'`)
+	b.exec(`CREATE TABLE attachment (id INTEGER PRIMARY KEY, note INTEGER REFERENCES note(id), data BLOB)`)
+	b.sync()
+	a.sync()
+	b.sync()
+	same(t, a, b)
+	if got := b.value(`SELECT title || ' ' || colour FROM note WHERE title LIKE 'groc%'`); got != `"groceries! red"` {
+		t.Errorf("an upgraded device: %s", got)
+	}
+	if got := b.value(`SELECT hex(data) FROM attachment`); got != `"00FF"` {
+		t.Errorf("the new table: %s", got)
+	}
+}
+
+// SQLite's way to change a table is to build a new one and copy the rows: the
+// tracked columns are gone, and every row must find its document again.
+func TestApplicationRebuildsATable(t *testing.T) {
+	f := newFleet(t, notesSchema)
+	a := f.device("a")
+	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home'), (2, 'work')`)
+	a.exec(`INSERT INTO note (id, notebook, title) VALUES (10, 1, 'one'), (11, 2, 'two'), (12, 2, 'two')`)
+	a.exec(`INSERT INTO tag (name, colour) VALUES ('red', '#f00'), ('blue', '#00f')`)
+	b := f.device("b")
+	b.exec(`INSERT INTO notebook (id, name) VALUES (1, 'of b')`) // the numbers of one side are taken on the other
+	b.exec(`INSERT INTO note (id, notebook, title) VALUES (10, 1, 'ten of b')`)
+	a.sync()
+	b.sync()
+	a.sync()
+	same(t, a, b)
+	documents := len(f.server.Dump())
+
+	b.exec(`UPDATE note SET title = 'edited before' WHERE title = 'one'`) // not uploaded yet
+	for _, q := range []string{
+		`PRAGMA foreign_keys = OFF`,
+		`CREATE TABLE new_note (id INTEGER PRIMARY KEY, title TEXT, notebook INTEGER NOT NULL REFERENCES notebook(id) ON DELETE CASCADE, body TEXT, pinned INTEGER NOT NULL DEFAULT 0)`,
+		`INSERT INTO new_note (id, title, notebook, body) SELECT id, title, notebook, body FROM note`,
+		`DROP TABLE note`,
+		`ALTER TABLE new_note RENAME TO note`,
+		`CREATE TABLE new_tag (name TEXT PRIMARY KEY, colour TEXT NOT NULL) WITHOUT ROWID`,
+		`INSERT INTO new_tag (name, colour) SELECT name, upper(colour) FROM tag`,
+		`DROP TABLE tag`,
+		`ALTER TABLE new_tag RENAME TO tag`,
+	} {
+		b.exec(q)
+	}
+	for range 2 {
+		b.sync()
+		a.sync()
+	}
+	a.exec(`ALTER TABLE note ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0`)
+	for range 2 {
+		a.sync()
+		b.sync()
+	}
+	same(t, a, b)
+	if n := len(f.server.Dump()); n != documents {
+		t.Errorf("%d documents became %d", documents, n)
+	}
+	for q, want := range map[string]string{
+		`SELECT count(*) FROM note`:                               "4",
+		`SELECT count(*) FROM note WHERE title = 'edited before'`: "1",
+		`SELECT colour FROM tag WHERE name = 'red'`:               `"#F00"`,
+	} {
+		if got := a.value(q); got != want {
+			t.Errorf("%s: %s, want %s", q, got, want)
+		}
+	}
+}
+
+// Somebody who is no device writes to the server; a full sync finds it.
+func TestFullSyncFindsWhatNoDeviceWrote(t *testing.T) {
+	f := newFleet(t, notesSchema)
+	a := f.device("a")
+	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
+	a.exec(`INSERT INTO tag (name, colour) VALUES ('red', '#f00')`)
+	a.sync()
+	f.server.Put(messages.Document{Table: "tag", ID: "made-by-hand", Fields: map[string]any{"name": "green", "colour": "#0f0"}})
+	f.server.Edit("notebook", a.idOf(`SELECT clientId FROM notebook`), map[string]any{"name": "changed by hand"})
+	if a.sync(); a.value(`SELECT count(*) FROM tag`) != "1" {
+		t.Error("an ordinary sync is not expected to find it")
+	}
+	r, err := a.p.SyncFull(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Billed.Reads != 1+1+2+3 { // the records, the documents, and one for each empty table
+		t.Errorf("billed %+v", r.Billed)
+	}
+	if got := a.value(`SELECT name FROM notebook`); got != `"changed by hand"` {
+		t.Errorf("the changed document: %s", got)
+	}
+	if got := a.value(`SELECT count(*) FROM tag WHERE colour = '#0f0'`); got != "1" {
+		t.Errorf("the new document: %s", got)
+	}
+	same(t, a)
+}
+
+func (d *device) idOf(query string) string {
+	d.t.Helper()
+	return strings1(d.t.Context(), d.t, d.db.DB, query)[0]
+}
