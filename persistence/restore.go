@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -203,7 +204,12 @@ func inspect(ctx context.Context, tmp string, open Opener, snap messages.Snapsho
 		return "", fmt.Errorf("snapshot %s has %d rows whose parent is missing, its manifest says %d; restore an older one: %w", snap.Generation, dangling, snap.Dangling, ErrDamaged)
 	}
 	id = newID()
-	if _, err := db.ExecContext(ctx, `UPDATE tidemark_state SET installationId = ?, seq = 0, recordVersion = 0, recordTables = '{}', registeredOn = 0, applying = 0`, id); err != nil {
+	seen, err := json.Marshal(snap.Seen)
+	if err != nil {
+		return "", err
+	}
+	if _, err := db.ExecContext(ctx, `UPDATE tidemark_state SET installationId = ?, seq = 0, recordVersion = 0, recordTables = '{}', registeredOn = 0, applying = 0,
+		backedUp = ?, backedUpOn = ?, generation = ?, maker = ?, changedRows = 0`, id, string(seen), snap.MadeOn, snap.Generation, snap.Device); err != nil {
 		return "", explain(err)
 	}
 	if owner != "" {

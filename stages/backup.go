@@ -90,6 +90,9 @@ func (s *BackUp) backUp(ctx context.Context, use *messages.StoreUse) (string, er
 		return "", s.snapshots.BackedUp(ctx, old.Current)
 	case !st.Seen.Covers(old.Current.Seen):
 		return "", nil
+	case st.Generation == "" && time.Since(time.UnixMilli(old.Current.MadeOn)) < s.policy.MaxAge:
+		// New here, and there is a snapshot: what changed is counted from now on.
+		return "", s.snapshots.BackedUp(ctx, old.Current)
 	}
 	return s.replace(ctx, old, etag, use)
 }
