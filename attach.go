@@ -15,6 +15,9 @@ type Table struct {
 	Exclude bool
 	// Policy says who wins a conflict; the default is LastWriterWins.
 	Policy Policy
+	// Unique says what becomes of two rows that got the same unique key on two
+	// devices; the default is Adopt.
+	Unique UniquePolicy
 }
 
 // Policy says who wins when a row was changed here and, by somebody else, on the
@@ -26,6 +29,16 @@ const (
 	LastWriterWins = persistence.LastWriterWins
 	ServerWins     = persistence.ServerWins
 	ClientWins     = persistence.ClientWins
+)
+
+// UniquePolicy says what becomes of two rows that got the same unique key on two
+// devices.
+type UniquePolicy = persistence.UniquePolicy
+
+// The policies for unique keys.
+const (
+	Adopt    = persistence.Adopt
+	SetAside = persistence.SetAside
 )
 
 // Attached says what Attach did and what it noticed.
@@ -44,7 +57,7 @@ func Attach(ctx context.Context, db *bun.DB, tables ...Table) (Attached, error) 
 			o.Exclude = append(o.Exclude, t.Name)
 			continue
 		}
-		options[t.Name] = persistence.TableOptions{Policy: t.Policy}
+		options[t.Name] = persistence.TableOptions{Policy: t.Policy, Unique: t.Unique}
 	}
 	a, err := persistence.Attach(ctx, db, o)
 	if err != nil || len(options) == 0 {

@@ -156,3 +156,49 @@ END;`)
 		t.Errorf("what triggers wrote while documents were applied became an edit: %+v", st)
 	}
 }
+
+// Two devices offline both create the tag "red"; each tags a note with it.
+func TestTheSameUniqueKeyOnTwoDevices(t *testing.T) {
+	for name, schema := range map[string]string{
+		"natural key": notesSchema,
+		"unique column": `
+CREATE TABLE notebook (id INTEGER PRIMARY KEY, name TEXT NOT NULL);
+CREATE TABLE note (id INTEGER PRIMARY KEY, notebook INTEGER, title TEXT);
+CREATE TABLE tag (id INTEGER PRIMARY KEY, name TEXT UNIQUE COLLATE NOCASE, colour TEXT);
+CREATE TABLE note_tag (note INTEGER REFERENCES note(id), tag INTEGER REFERENCES tag(id), PRIMARY KEY (note, tag));`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFleet(t, schema)
+			a := f.device("a")
+			a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
+			a.exec(`INSERT INTO note (id, notebook, title) VALUES (10, 1, 'shopping')`)
+			a.sync()
+			b, c := f.device("b"), f.device("c")
+			b.sync()
+			c.sync()
+			key := map[string]string{"natural key": "name", "unique column": "id"}[name]
+			for _, d := range []*device{a, b, c} {
+				d.exec(`INSERT INTO tag (name, colour) VALUES ('red', ?)`, d.path)
+				d.exec(`INSERT INTO note_tag (note, tag) SELECT note.id, tag.` + key + ` FROM note, tag`)
+			}
+			for range 4 {
+				a.sync()
+				b.sync()
+				c.sync()
+			}
+			same(t, a, b, c)
+			for _, q := range []string{`SELECT count(*) FROM tag`, `SELECT count(*) FROM note_tag`} {
+				if got := b.value(q); got != "1" {
+					t.Errorf("%s: %s", q, got)
+				}
+			}
+			kept := 0
+			for _, d := range []*device{a, b, c} {
+				kept += len(strings1(t.Context(), t, d.db.DB, `SELECT documentId FROM tidemark_conflicts WHERE tableName = 'tag'`))
+			}
+			if kept < 2 {
+				t.Errorf("the rows that gave way were not kept: %d", kept)
+			}
+		})
+	}
+}

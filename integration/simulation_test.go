@@ -31,10 +31,12 @@ CREATE TABLE item (id INTEGER PRIMARY KEY, b TEXT, v TEXT, list INTEGER NOT NULL
 CREATE TABLE ping (id INTEGER PRIMARY KEY, b TEXT, v TEXT, other INTEGER REFERENCES pong(id));
 CREATE TABLE pong (id INTEGER PRIMARY KEY, b TEXT, v TEXT, other INTEGER REFERENCES ping(id));
 CREATE TABLE label (name TEXT PRIMARY KEY, b TEXT, v TEXT) WITHOUT ROWID;
+CREATE TABLE tag (id INTEGER PRIMARY KEY, b TEXT, v TEXT, name TEXT UNIQUE);
+CREATE TABLE item_tag (item INTEGER REFERENCES item(id) ON DELETE CASCADE, tag INTEGER REFERENCES tag(id) ON DELETE CASCADE, b TEXT, v TEXT, PRIMARY KEY (item, tag));
 CREATE TABLE item_label (item INTEGER REFERENCES item(id) ON DELETE CASCADE, label TEXT REFERENCES label(name) ON UPDATE CASCADE ON DELETE CASCADE, b TEXT, v TEXT, PRIMARY KEY (item, label));
 `
 
-var simTables = []string{"list", "item", "ping", "pong", "label", "item_label"}
+var simTables = []string{"list", "item", "ping", "pong", "label", "item_label", "tag", "item_tag"}
 
 // TestSimulation lets random fleets work, fail and heal, and then checks that they
 // agree with each other, with the server, and with what their users did.
@@ -189,7 +191,7 @@ func (s *sim) rollback(d *device) {
 		copyFile(s.t, c.path, d.path)
 		for _, h := range s.rows {
 			for j := range h.events {
-				if e := &h.events[j]; e.device == d && e.at.After(c.at) {
+				if e := &h.events[j]; e.device == d && !e.at.Before(c.at) {
 					e.lost = true
 				}
 			}
@@ -244,6 +246,11 @@ func (s *sim) edit(d *device) {
 			}
 		case "label":
 			q = fmt.Sprintf(`INSERT INTO label (name, b, v) VALUES ('%[1]s %[2]s', 'b%[2]s', '%[2]s')`, filepath.Base(d.path), v)
+		case "tag":
+			q = fmt.Sprintf(`INSERT OR IGNORE INTO tag (b, v, name) VALUES ('b%[1]s', '%[1]s', 'name%[2]d')`, v, s.rnd.IntN(6))
+		case "item_tag":
+			q = fmt.Sprintf(`INSERT OR IGNORE INTO item_tag (item, tag, b, v) SELECT i.id, l.id, 'b%[1]s', '%[1]s' FROM item i, tag l WHERE i.id = %[2]s AND l.id = %[3]s`,
+				v, nth("id", "item"), nth("id", "tag"))
 		case "item_label":
 			q = fmt.Sprintf(`INSERT OR IGNORE INTO item_label (item, label, b, v) SELECT i.id, l.name, 'b%[1]s', '%[1]s' FROM item i, label l WHERE i.id = %[2]s AND l.name = %[3]s AND l.b LIKE '%%%[4]d' AND i.b LIKE '%%%[5]d'`,
 				v, nth("id", "item"), nth("name", "label"), s.made%10, s.rnd.IntN(10))
@@ -256,6 +263,8 @@ func (s *sim) edit(d *device) {
 			q = fmt.Sprintf(`UPDATE list SET v = '%s', parent = %s WHERE id = %s`, v, nth("id", "list"), nth("id", "list"))
 		case "item":
 			q = fmt.Sprintf(`UPDATE item SET v = '%s', list = %s WHERE id = %s`, v, nth("id", "list"), nth("id", "item"))
+		case "tag":
+			q = fmt.Sprintf(`UPDATE OR IGNORE tag SET v = '%s', name = 'name%d' WHERE id = %s`, v, s.rnd.IntN(6), nth("id", "tag"))
 		case "label":
 			q = fmt.Sprintf(`UPDATE label SET v = '%s', name = '%s %s' WHERE name = %s`, v, filepath.Base(d.path), v, nth("name", "label"))
 		default:
@@ -458,6 +467,8 @@ func (s *sim) users(d *device) {
 		}
 		delete(final, b)
 		switch {
+		case h.table == "tag" || h.table == "item_tag": // merged by their unique keys
+			continue
 		case last == nil || maybe: // a rollback may have taken any of it
 			continue
 		case !deleted && !present:

@@ -41,6 +41,7 @@ type applier struct {
 	rebuilt bool               // rows have lost their identities
 	fresh   bool               // no row here could be the same under the fallback key
 	reason  string             // of the last outcome
+	moved   bool               // a parent of the last document was merged into another row
 	settle  bool               // the whole cut is here: unique keys and parents are final
 }
 
@@ -353,6 +354,7 @@ func (a *applier) values(d *messages.Document) (cols []int, vals []any, out outc
 	p := a.p
 	cols = make([]int, 0, len(p.cols))
 	vals = make([]any, 0, len(p.cols)+7)
+	a.moved = false
 	for i := range p.cols {
 		c := &p.cols[i]
 		v, ok := d.Fields[c.Name]
@@ -431,7 +433,14 @@ func (a *applier) parentKey(r *ref, id string) ([]any, error) {
 		return nil, err
 	}
 	if !ok {
-		return nil, nil // not remembered: it may arrive within this transaction
+		// A parent that was merged into another row is that row. Otherwise it may
+		// still arrive within this transaction: not remembered.
+		survivor, err := a.tx.survivor(r.parent.Name, id)
+		if err != nil || survivor == "" {
+			return nil, err
+		}
+		a.moved = true
+		return a.parentKey(r, survivor)
 	}
 	if len(a.keys) > 4096 {
 		clear(a.keys)
@@ -446,11 +455,30 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 	if err != nil || out != applied {
 		return out, err
 	}
+	moved := a.moved
+	query, args, renumbered := a.insertion("INSERT INTO ", d, cols, vals)
+	if _, err := a.tx.run(query, args...); err != nil {
+		return a.refused(err)
+	}
+	a.rows[d.ID] = &rowRef{version: d.UpdateTime}
+	if moved {
+		if err := a.edited(d.ID); err != nil {
+			return 0, err
+		}
+	}
+	if !renumbered {
+		return applied, nil
+	}
+	return applied, a.tx.exec(`INSERT INTO tidemark_renumbered (tableName, clientId, localKey) SELECT ?, clientId, `+quote(a.p.surrogate)+` FROM `+a.p.name+` WHERE clientId = ?
+		ON CONFLICT (tableName, clientId) DO UPDATE SET localKey = excluded.localKey`, a.p.t.Name, d.ID)
+}
+
+// insertion is the statement that inserts a document's row.
+func (a *applier) insertion(verb string, d *messages.Document, cols []int, vals []any) (query string, args []any, renumbered bool) {
 	var names, marks strings.Builder
 	names.WriteString("clientId, serverId, createdOn, updatedOn, updatedBy, isDirty, serverVersion")
 	marks.WriteString("?, ?, ?, ?, ?, 0, ?")
-	var renumbered bool
-	args := make([]any, 0, 6+len(vals))
+	args = make([]any, 0, 6+len(vals))
 	args = append(args, d.ID, d.ID, d.CreatedOn, d.UpdatedOn, d.UpdatedBy, d.UpdateTime)
 	for i, c := range cols {
 		pc := &a.p.cols[c]
@@ -466,15 +494,7 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 		marks.WriteString(", ?")
 		args = append(args, vals[i])
 	}
-	if _, err := a.tx.run("INSERT INTO "+a.p.name+" ("+names.String()+") VALUES ("+marks.String()+")", args...); err != nil {
-		return a.refused(err)
-	}
-	a.rows[d.ID] = &rowRef{version: d.UpdateTime}
-	if !renumbered {
-		return applied, nil
-	}
-	return applied, a.tx.exec(`INSERT INTO tidemark_renumbered (tableName, clientId, localKey) SELECT ?, clientId, `+quote(a.p.surrogate)+` FROM `+a.p.name+` WHERE clientId = ?
-		ON CONFLICT (tableName, clientId) DO UPDATE SET localKey = excluded.localKey`, a.p.t.Name, d.ID)
+	return verb + a.p.name + " (" + names.String() + ") VALUES (" + marks.String() + ")", args, renumbered
 }
 
 // update overwrites the columns that the document has. updatedOn 0 takes the
@@ -491,6 +511,7 @@ func (a *applier) update(d *messages.Document, updatedOn int64) (outcome, error)
 	} else {
 		dirty, by = 1, a.me
 	}
+	moved := a.moved
 	var before [][]any
 	if before, err = a.naturalKeys(d.ID); err != nil {
 		return 0, err
@@ -515,6 +536,11 @@ func (a *applier) update(d *messages.Document, updatedOn int64) (outcome, error)
 		}
 	}
 	a.rows[d.ID] = &rowRef{version: d.UpdateTime, dirty: dirty == 1}
+	if moved {
+		if err := a.edited(d.ID); err != nil {
+			return 0, err
+		}
+	}
 	return applied, a.follow(d.ID, before)
 }
 
@@ -720,7 +746,8 @@ func (a *applier) tombstone(d *messages.Document) error {
 	a.tombs = true
 	return a.tx.exec(`INSERT INTO tidemark_tombstones (tableName, clientId, createdOn, updatedOn, updatedBy, serverId, isDirty, serverVersion, survivor)
 		VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?) ON CONFLICT (tableName, clientId) DO UPDATE SET updatedOn = max(updatedOn, excluded.updatedOn),
-		updatedBy = excluded.updatedBy, serverId = excluded.serverId, isDirty = 0, serverVersion = excluded.serverVersion, survivor = excluded.survivor`,
+		updatedBy = excluded.updatedBy, serverId = excluded.serverId, isDirty = 0, serverVersion = excluded.serverVersion,
+		survivor = CASE WHEN excluded.survivor <> '' THEN excluded.survivor ELSE survivor END`,
 		a.p.t.Name, d.ID, d.CreatedOn, d.UpdatedOn, d.UpdatedBy, d.ID, d.UpdateTime, d.Survivor)
 }
 

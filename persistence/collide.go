@@ -76,8 +76,14 @@ func (s *settler) collisions() error {
 	}
 	for _, p := range s.plans {
 		if _, err := s.each(p, "collides", func(a *applier, d *messages.Document) (bool, error) {
-			if done, err := s.retry(a, d); err != nil || done {
+			done, err := s.retry(a, d)
+			if err != nil || done {
 				return done, err
+			}
+			if p.options.Unique != SetAside {
+				if done, err = s.mergeWhole(a, d); err != nil || done {
+					return done, err
+				}
 			}
 			return true, a.file(d, dead)
 		}); err != nil {

@@ -57,8 +57,9 @@ func (a *applier) conflict(d *messages.Document) (outcome, error) {
 func (a *applier) againstTombstone(d *messages.Document) (out outcome, done bool, err error) {
 	var on, version int64
 	var dirty bool
-	ok, err := found(a.tx.row(`SELECT updatedOn, isDirty, coalesce(serverVersion, 0) FROM tidemark_tombstones WHERE tableName = ? AND clientId = ?`,
-		a.p.t.Name, d.ID).Scan(&on, &dirty, &version))
+	var survivor string
+	ok, err := found(a.tx.row(`SELECT updatedOn, isDirty, coalesce(serverVersion, 0), survivor FROM tidemark_tombstones WHERE tableName = ? AND clientId = ?`,
+		a.p.t.Name, d.ID).Scan(&on, &dirty, &version, &survivor))
 	if err != nil || !ok {
 		return 0, false, err
 	}
@@ -67,6 +68,14 @@ func (a *applier) againstTombstone(d *messages.Document) (out outcome, done bool
 	}
 	if d.Deleted {
 		return applied, true, a.tombstone(d) // deleted on both sides
+	}
+	if survivor != "" { // merged into another row: it never comes back
+		if err := a.tx.exec(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ?, isDirty = 1, updatedBy = ?,
+			updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END WHERE tableName = ? AND clientId = ?`,
+			d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, a.p.t.Name, d.ID); err != nil {
+			return 0, true, err
+		}
+		return applied, true, a.keepConflict(nil, d, "local", "changed after it was merged into document "+survivor)
 	}
 	if dirty && later(on, a.me, d.UpdatedOn, d.UpdatedBy) {
 		if err := a.tx.exec(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ?, updatedBy = ? WHERE tableName = ? AND clientId = ?`,

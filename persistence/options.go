@@ -19,8 +19,23 @@ const (
 
 // TableOptions are the owner's choices for one table, kept in tidemark_tables.
 type TableOptions struct {
-	Policy Policy `json:"policy,omitempty"`
+	Policy Policy       `json:"policy,omitempty"`
+	Unique UniquePolicy `json:"unique,omitempty"`
 }
+
+// UniquePolicy says what becomes of two rows that got the same unique key on two
+// devices.
+type UniquePolicy string
+
+// The policies. The empty UniquePolicy is Adopt.
+const (
+	// Adopt merges them: the smaller document id lives on, children move to it, and
+	// the other row is kept as a conflict.
+	Adopt UniquePolicy = "adopt"
+	// SetAside keeps the row that is here and puts the other's document into the dead
+	// letters.
+	SetAside UniquePolicy = "set-aside"
+)
 
 func loadOptions(ctx context.Context, q queryer) (map[string]TableOptions, error) {
 	rows, err := q.QueryContext(ctx, `SELECT tableName, options FROM tidemark_tables`)
@@ -51,6 +66,11 @@ func (l *Local) SetOptions(ctx context.Context, options map[string]TableOptions)
 			case "", LastWriterWins, ServerWins, ClientWins:
 			default:
 				return fmt.Errorf("table %q: unknown policy %q", name, o.Policy)
+			}
+			switch o.Unique {
+			case "", Adopt, SetAside:
+			default:
+				return fmt.Errorf("table %q: unknown policy for unique keys %q", name, o.Unique)
 			}
 			raw, err := json.Marshal(o)
 			if err != nil {

@@ -80,6 +80,8 @@ type settler struct {
 	out      *messages.Settlement
 	appliers map[string]*applier
 	asked    map[string][]string
+	brought  []docKey            // rows that the merge under way has deleted
+	orphans  map[docKey][]orphan // children of rows that were merged into one about to be inserted
 }
 
 func (s *settler) applier(p *plan) (*applier, error) {
@@ -403,6 +405,13 @@ func (s *settler) wanted() error {
 
 // want asks for a document that is missing because it was deleted here.
 func (s *settler) want(k docKey) error {
+	survivor, err := s.tx.survivor(k.table, k.id)
+	if err != nil {
+		return err
+	}
+	if survivor != "" {
+		k.id = survivor
+	}
 	if slices.Contains(s.asked[k.table], k.id) || slices.Contains(s.out.Lookup[k.table], k.id) {
 		return nil
 	}

@@ -19,6 +19,11 @@ func (s *settler) tombstones() error {
 		progress := false
 		for _, p := range slices.Backward(s.plans) {
 			moved, err := s.each(p, "tombstone", func(a *applier, d *messages.Document) (bool, error) {
+				if d.Survivor != "" {
+					if done, err := s.mergedElsewhere(a, d); err != nil || done {
+						return done, err
+					}
+				}
 				if held[docKey{p.t.Name, d.ID}] {
 					return false, nil
 				}
@@ -52,6 +57,11 @@ func (s *settler) heldByWaiting() (map[docKey]bool, error) {
 				for i := range p.refs {
 					if id, ok := d.Fields[p.refs[i].field].(string); ok {
 						held[docKey{p.refs[i].parent.Name, id}] = true
+						survivor, err := s.tx.survivor(p.refs[i].parent.Name, id)
+						if err != nil {
+							return false, err
+						}
+						held[docKey{p.refs[i].parent.Name, survivor}] = survivor != ""
 					}
 				}
 				return false, nil

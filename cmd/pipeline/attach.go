@@ -33,7 +33,7 @@ Your own columns and rows stay as they are.`,
 			if err != nil {
 				return err
 			}
-			defer db.Close() //nolint:errcheck // every transaction has ended
+			defer db.Close()
 			var tables []tidemark.Table
 			for _, t := range s.exclude {
 				tables = append(tables, tidemark.Table{Name: t, Exclude: true})
@@ -72,7 +72,7 @@ func (a *app) tellAttached(s settings, d tidemark.Attached) {
 	if len(d.Dangling) > 0 {
 		a.out.printf("\nReferences to rows that do not exist; such rows stay here and are not uploaded:\n")
 		for _, x := range d.Dangling {
-			a.wrap(2, "", x.Table+" ("+strings.Join(x.Columns, ", ")+"): "+count(x.Rows, "row refers", "rows refer")+" to no row of "+x.Parent+", for instance "+x.First)
+			a.wrap(2, "", x.Table+" ("+strings.Join(x.Columns, ", ")+"): "+count(x.Rows, "row refers", "rows refer")+" to no row of "+x.Parent+", such as the row "+x.First)
 		}
 	}
 	if len(d.Warnings) > 0 {
@@ -97,7 +97,7 @@ func (a *app) list(heading string, names []string) {
 func (a *app) wrap(indent int, heading, text string) {
 	line := heading + strings.Repeat(" ", max(0, indent-len(heading)))
 	empty := true
-	for _, word := range strings.Fields(plain(text)) {
+	for word := range strings.FieldsSeq(plain(text)) {
 		if !empty && len([]rune(line))+1+len([]rune(word)) > 80 {
 			a.out.printf("%s\n", line)
 			line, empty = strings.Repeat(" ", indent), true
@@ -113,21 +113,21 @@ func (a *app) wrap(indent int, heading, text string) {
 
 // next tells the command that comes next, with what it needs and does not know.
 func (a *app) next(command string, s settings, more ...string) {
-	line := "pipeline " + command
+	line := []string{"pipeline", command}
 	if a.given.config != "" {
-		line += " --config " + shell(a.given.config)
+		line = append(line, "--config", shell(a.given.config))
 	}
 	if s.db.from == "--db" {
-		line += " --db " + shell(s.db.text)
+		line = append(line, "--db", shell(s.db.text))
 	}
 	for _, n := range more {
 		v := map[string]setting{"remote": s.remote, "store": s.store}[n]
 		switch {
 		case v.text == "":
-			line += " --" + n + " URL"
+			line = append(line, "--"+n, "URL")
 		case strings.HasPrefix(v.from, "--"):
-			line += " --" + n + " " + shell(v.text)
+			line = append(line, "--"+n, shell(v.text))
 		}
 	}
-	a.out.printf("\nNext: %s\n", plain(line))
+	a.out.printf("\nNext: %s\n", plain(strings.Join(line, " ")))
 }

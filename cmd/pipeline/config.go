@@ -150,7 +150,7 @@ func readConfig(name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	raw, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
 	if err == nil && len(raw) > maxConfig {
 		err = fmt.Errorf("%s is larger than 1 MiB: it is something else than our settings", plain(name))

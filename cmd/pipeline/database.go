@@ -128,7 +128,7 @@ func (db *database) setAside(ctx context.Context) ([]aside, error) {
 	if err != nil {
 		return nil, db.failed(explain(err))
 	}
-	defer rows.Close() //nolint:errcheck // read to its end below
+	defer rows.Close()
 	var out []aside
 	for rows.Next() {
 		var a aside
@@ -140,10 +140,17 @@ func (db *database) setAside(ctx context.Context) ([]aside, error) {
 	return out, rows.Err()
 }
 
+// failedDisk reports whether SQLite could not read or write its file, for no reason
+// that it has a name for.
+func failedDisk(err error) bool {
+	sq, ok := errors.AsType[*sqlite.Error](err)
+	return ok && sq.Code()&0xff == sqlite3.SQLITE_IOERR
+}
+
 // explain gives what SQLite says its class, and with it the remedy.
 func explain(err error) error {
-	var sq *sqlite.Error
-	if !errors.As(err, &sq) {
+	sq, ok := errors.AsType[*sqlite.Error](err)
+	if !ok {
 		return err
 	}
 	class := map[int]error{

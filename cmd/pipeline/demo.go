@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,7 +17,6 @@ import (
 	"github.com/uptrace/bun/dialect/sqlitedialect"
 
 	"github.com/tidemark-sync/tidemark"
-	"github.com/tidemark-sync/tidemark/adapters/file"
 )
 
 var (
@@ -65,8 +65,9 @@ type story struct {
 	a       *app
 	dir     string
 	started time.Time
-	remote  *file.Remote
-	store   *file.Store
+	remote  tidemark.Remote
+	store   tidemark.SnapshotStore
+	closers []io.Closer
 	devices []*device
 	chapter int
 	reads   int64
@@ -85,11 +86,8 @@ func (s *story) close() {
 	for _, d := range s.devices {
 		_ = d.db.Close() // already closed when the story came to its end
 	}
-	if s.store != nil {
-		_ = s.store.Close()
-	}
-	if s.remote != nil {
-		_ = s.remote.Close()
+	for _, c := range s.closers {
+		_ = c.Close() // nobody uses it any more
 	}
 }
 
@@ -106,12 +104,15 @@ func (s *story) line(who, format string, args ...any) {
 func (s *story) tell(ctx context.Context) (err error) {
 	s.a.out.printf("A notes app on a phone, a laptop and a tablet. In %s\n"+
 		"the folder \"remote\" plays Firestore and the folder \"store\" plays S3; reads and\nwrites are what Firestore would bill.\n", s.dir)
-	if s.remote, err = file.OpenRemote(filepath.Join(s.dir, "remote")); err != nil {
+	var c io.Closer
+	if s.remote, c, err = openRemote(ctx, address{scheme: "file", path: filepath.Join(s.dir, "remote")}); err != nil {
 		return err
 	}
-	if s.store, err = file.OpenStore(filepath.Join(s.dir, "store")); err != nil {
+	s.closers = append(s.closers, c)
+	if s.store, c, err = openStore(ctx, address{scheme: "file", path: filepath.Join(s.dir, "store")}); err != nil {
 		return err
 	}
+	s.closers = append(s.closers, c)
 	for _, chapter := range []func(context.Context) error{s.first, s.more, s.offline, s.together, s.idle, s.lost, s.verify} {
 		if err := chapter(ctx); err != nil {
 			return err
@@ -166,9 +167,9 @@ func (d *device) exec(ctx context.Context, statements ...string) error {
 	return nil
 }
 
-func (d *device) text(ctx context.Context, query string, args ...any) (string, error) {
+func (d *device) text(ctx context.Context, query string) (string, error) {
 	var out string
-	if err := d.db.DB.QueryRowContext(ctx, query, args...).Scan(&out); err != nil && !errors.Is(err, sql.ErrNoRows) {
+	if err := d.db.DB.QueryRowContext(ctx, query).Scan(&out); err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return "", fmt.Errorf("%s: %w", d.name, err)
 	}
 	return out, nil

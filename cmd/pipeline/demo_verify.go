@@ -66,7 +66,7 @@ func (d *device) documents(ctx context.Context, table, query string) ([]string, 
 	if err != nil {
 		return nil, fmt.Errorf("%s: read %s: %w", d.name, table, err)
 	}
-	defer rows.Close() //nolint:errcheck // read to its end below
+	defer rows.Close()
 	var out []string
 	for rows.Next() {
 		var id *string

@@ -63,8 +63,7 @@ func firestoreOf(cmd *exec.Cmd, answer grpc.StreamHandler) error {
 	cmd.Env = append(cmd.Env, "FIRESTORE_EMULATOR_HOST="+l.Addr().String())
 	err = cmd.Run()
 	server.Stop()
-	<-served
-	return err
+	return errors.Join(err, <-served)
 }
 
 func answeringCommand(args []string) error {
@@ -73,7 +72,7 @@ func answeringCommand(args []string) error {
 		return err
 	}
 	return firestoreOf(child(args[2:]), func(any, grpc.ServerStream) error {
-		return status.Error(codes.Code(code), args[1]) //nolint:gosec // a script's number
+		return status.Error(codes.Code(code), args[1])
 	})
 }
 

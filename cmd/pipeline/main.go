@@ -20,6 +20,8 @@ import (
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/tidemark-sync/tidemark"
 )
 
 const (
@@ -40,6 +42,9 @@ var errNoCommand = errors.New("no command")
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
+
+// toldError is a failure that was printed already.
+type toldError struct{ error }
 
 func misuse(format string, args ...any) error {
 	return usageError{fmt.Errorf(format, args...)}
@@ -72,16 +77,33 @@ func start(args []string) int {
 	if errors.Is(err, errNoCommand) {
 		return exitUsage // the help was the answer
 	}
+	if errors.As(err, new(toldError)) {
+		return exitFailed
+	}
 	if errors.Is(err, errInterrupted) {
 		fmt.Fprintln(a.err, "pipeline: interrupted. Nothing is lost: the next one goes on from here.")
 		return exitFailed
 	}
 	fmt.Fprintln(a.err, "pipeline: "+plain(err.Error()))
+	if h := hint(err); h != "" {
+		fmt.Fprintln(a.err, h)
+	}
 	if errors.As(err, new(usageError)) {
 		fmt.Fprintf(a.err, "Run `%s --help` to see how it is used.\n", cmd.CommandPath())
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// hint is the remedy that the error itself does not name.
+func hint(err error) string {
+	switch {
+	case errors.Is(err, tidemark.ErrUnavailable):
+		return "The server did not answer as it should: check the network, the URL and the server.\nNothing is lost: the next sync goes on from here."
+	case failedDisk(err):
+		return "The disk refused: check its room, its limits and its health.\nNothing is lost: the next sync goes on from the last whole step."
+	}
+	return ""
 }
 
 // interruptible ends the context at the first SIGINT or SIGTERM, and the process at

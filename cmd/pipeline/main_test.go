@@ -29,8 +29,7 @@ func TestMain(m *testing.M) {
 	helper := func(f func(args []string) error) func() {
 		return func() {
 			if err := f(os.Args[1:]); err != nil {
-				var exit *exec.ExitError
-				if errors.As(err, &exit) {
+				if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 					os.Exit(exit.ExitCode())
 				}
 				fmt.Fprintln(os.Stderr, filepath.Base(os.Args[0])+":", err)
@@ -174,10 +173,12 @@ func rowsCommand(args []string) error {
 	if err != nil {
 		return err
 	}
+	defer db.Close()
 	rows, err := db.QueryContext(context.Background(), args[1])
 	if err != nil {
-		return errors.Join(err, db.Close())
+		return err
 	}
+	defer rows.Close()
 	names, err := rows.Columns()
 	for err == nil && rows.Next() {
 		values := make([]any, len(names))
@@ -193,7 +194,7 @@ func rowsCommand(args []string) error {
 		}
 		fmt.Println(strings.Join(line, "|"))
 	}
-	return errors.Join(err, rows.Err(), rows.Close(), db.Close())
+	return errors.Join(err, rows.Err())
 }
 
 func soundCommand(args []string) error {

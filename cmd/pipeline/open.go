@@ -144,7 +144,7 @@ func parseAddress(s setting, forms string, schemes ...string) (address, error) {
 // openRemote finds the credentials and connects; most of it happens at first use.
 func openRemote(ctx context.Context, u address) (tidemark.Remote, io.Closer, error) {
 	if u.scheme == "file" {
-		r, err := file.OpenRemote(u.path)
+		r, err := file.OpenRemote(u.path) //nolint:contextcheck // it waits for a lock with a limit of its own
 		if err != nil {
 			return nil, nil, opening(err)
 		}
@@ -160,7 +160,7 @@ func openRemote(ctx context.Context, u address) (tidemark.Remote, io.Closer, err
 // openStore finds the credentials; nothing is sent yet.
 func openStore(ctx context.Context, u address) (tidemark.SnapshotStore, io.Closer, error) {
 	if u.scheme == "file" {
-		s, err := file.OpenStore(u.path)
+		s, err := file.OpenStore(u.path) //nolint:contextcheck // as above
 		if err != nil {
 			return nil, nil, opening(err)
 		}

@@ -26,7 +26,7 @@ type progress struct {
 
 const (
 	progressAfter = time.Second
-	progressEvery = 200 * time.Millisecond
+	progressEvery = 500 * time.Millisecond
 )
 
 func newProgress(w *os.File) *progress {

@@ -11,8 +11,9 @@ import (
 )
 
 func (a *app) restore() *cobra.Command {
-	return a.takes(&cobra.Command{
-		Use:   "restore --db FILE --store URL",
+	var generation string
+	cmd := a.takes(&cobra.Command{
+		Use:   "restore --db FILE --store URL [--generation NAME]",
 		Short: "bring the database back from the newest snapshot",
 		Long: `restore downloads the newest snapshot and checks it: checksum, integrity,
 foreign keys and version. Only then it takes FILE's place, as a device of its
@@ -36,7 +37,7 @@ uploaded. The next sync downloads what came after the snapshot.`,
 			if err != nil {
 				return err
 			}
-			defer closer.Close() //nolint:errcheck // it was only read
+			defer closer.Close()
 			var done, total atomic.Int64
 			a.progress.begin("restoring "+s.db.text, func() string {
 				if total.Load() == 0 {
@@ -44,8 +45,14 @@ uploaded. The next sync downloads what came after the snapshot.`,
 				}
 				return fmt.Sprintf("%s of %s", size(done.Load()), size(total.Load()))
 			})
-			r, err := tidemark.Restore(ctx, s.db.text, store, tidemark.RestoreDriver(fileDriver),
-				tidemark.RestoreProgress(func(d, t int64) { done.Store(d); total.Store(t) }))
+			opts := []tidemark.RestoreOption{
+				tidemark.RestoreDriver(fileDriver),
+				tidemark.RestoreProgress(func(d, t int64) { done.Store(d); total.Store(t) }),
+			}
+			if generation != "" {
+				opts = append(opts, tidemark.RestoreGeneration(generation))
+			}
+			r, err := tidemark.Restore(ctx, s.db.text, store, opts...)
 			a.progress.end()
 			if err != nil {
 				if err := cause(ctx, err); errors.Is(err, errInterrupted) {
@@ -60,4 +67,6 @@ uploaded. The next sync downloads what came after the snapshot.`,
 			return nil
 		},
 	}, "db", "store")
+	cmd.Flags().StringVar(&generation, "generation", "", "`NAME` of an older snapshot, as sync printed it, instead of the newest")
+	return cmd
 }

@@ -31,6 +31,9 @@ ten seconds to end, and the exit code is 0. A second signal ends it at once.`,
 			a.out.printf("%s keeps in step with %s, every %v. Ctrl-C stops it.\n", plain(w.settings.db.text), plain(w.settings.remote.text), w.settings.every)
 			err = w.pipeline.Run(ctx, d.cycle)
 			a.progress.end()
+			if err != nil && d.failing == plain(err.Error()) {
+				return toldError{err}
+			}
 			if err != nil {
 				return w.db.failed(err)
 			}
@@ -65,6 +68,9 @@ func (d *diary) cycle(r tidemark.Report, err error) {
 		if text := plain(err.Error()); text != d.failing { // an outage is told once
 			d.failing = text
 			fmt.Fprintf(d.a.err, "%s  failed: %s\n", time.Now().Format(time.TimeOnly), text)
+			if h := hint(err); h != "" {
+				fmt.Fprintln(d.a.err, h)
+			}
 		}
 		return
 	}

@@ -33,7 +33,7 @@ server and costs nothing.`,
 			if err != nil {
 				return err
 			}
-			defer db.Close() //nolint:errcheck // it was only read
+			defer db.Close()
 			if err := db.attached(ctx); err != nil {
 				return err
 			}

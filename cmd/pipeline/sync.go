@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -47,6 +49,9 @@ Exit code 0: the cycle came to its end. 1: it did not.`,
 				err = errors.Join(err, a.out.json(report))
 			}
 			if err != nil {
+				if !asJSON && len(report.Tables) > 0 {
+					a.tellMoved(report, took)
+				}
 				return w.db.failed(cause(ctx, err))
 			}
 			if asJSON {
@@ -65,24 +70,43 @@ type work struct {
 	settings settings
 	pipeline *tidemark.Pipeline
 	db       *database
+	watched  watched
 	closers  []io.Closer
 }
 
 func (w *work) close() {
-	for i := len(w.closers) - 1; i >= 0; i-- {
-		_ = w.closers[i].Close() // every cycle has ended: there is nothing left to lose
+	for _, c := range slices.Backward(w.closers) {
+		_ = c.Close() // every cycle has ended: there is nothing left to lose
 	}
 }
 
-// left asks the database what is still to be uploaded, for the progress display.
+// left tells the progress display how far a cycle is: what was read, and what the
+// database says is still to be uploaded.
 func (w *work) left(ctx context.Context) func() string {
 	return func() string {
-		st, err := w.pipeline.Status(ctx)
-		if err != nil || st.Dirty == 0 {
-			return ""
+		var parts []string
+		if n := w.watched.documents.Load(); n > 0 {
+			parts = append(parts, count(n, "document", "documents")+" read")
 		}
-		return count(st.Dirty, "row", "rows") + " to upload"
+		if st, err := w.pipeline.Status(ctx); err == nil && st.Dirty > 0 {
+			parts = append(parts, count(st.Dirty, "row", "rows")+" left to upload")
+		}
+		return strings.Join(parts, ", ")
 	}
+}
+
+// watched is a remote that counts the documents it hands over.
+type watched struct {
+	tidemark.Remote
+	documents atomic.Int64
+}
+
+// Read implements the port.
+func (w *watched) Read(ctx context.Context, q messages.Query, yield func(messages.Document) error) (int64, error) {
+	return w.Remote.Read(ctx, q, func(d messages.Document) error {
+		w.documents.Add(1)
+		return yield(d)
+	})
 }
 
 // open makes a pipeline of the settings. Nothing is asked of a server before the
@@ -127,12 +151,13 @@ func (a *app) open(cmd *cobra.Command) (_ *work, err error) {
 		return nil, err
 	}
 	w.closers = append(w.closers, c)
+	w.watched.Remote = remote
 	host, _ := os.Hostname() // a device without a name is one all the same
 	opts := []tidemark.Option{tidemark.WithDevice(host, version()), tidemark.WithInterval(s.every)}
 	if log := a.logger(); log != nil {
 		opts = append(opts, tidemark.WithLogger(log))
 	}
-	if w.pipeline, err = tidemark.New(ctx, w.db.DB, remote, store, opts...); err != nil {
+	if w.pipeline, err = tidemark.New(ctx, w.db.DB, &w.watched, store, opts...); err != nil {
 		return nil, w.db.failed(err)
 	}
 	return w, nil
@@ -152,6 +177,11 @@ func (a *app) tellSynced(ctx context.Context, w *work, r tidemark.Report, took t
 	if err != nil {
 		return w.db.failed(err)
 	}
+	a.tellMoved(r, took)
+	return a.tellStanding(ctx, w.db, st, r.InStep)
+}
+
+func (a *app) tellMoved(r tidemark.Report, took time.Duration) {
 	if len(r.Tables) == 0 {
 		a.out.printf("Nothing to move.\n")
 	} else {
@@ -165,7 +195,6 @@ func (a *app) tellSynced(ctx context.Context, w *work, r tidemark.Report, took t
 		a.out.printf("  snapshot  %s, made by this device\n", plain(*r.Snapshot))
 	}
 	a.out.printf("  time      %s\n\n", duration(took))
-	return a.tellStanding(ctx, w.db, st, r.InStep)
 }
 
 // width of the column for the tables' names.

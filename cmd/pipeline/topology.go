@@ -28,7 +28,7 @@ tables, each after those whose rows it refers to: the order of their download.`,
 			if err != nil {
 				return err
 			}
-			defer db.Close() //nolint:errcheck // it was only read
+			defer db.Close()
 			if err := db.attached(ctx); err != nil {
 				return err
 			}
