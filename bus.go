@@ -129,7 +129,7 @@ func attempt[In, Out any](ctx context.Context, w *wiring, name string, m In, han
 		if !errors.Is(err, messages.ErrUnavailable) || n > w.set.retries {
 			return nil, err
 		}
-		timer := time.NewTimer(wait/2 + rand.N(wait)) //nolint:gosec // jitter needs no secret
+		timer := time.NewTimer(wait/2 + rand.N(wait))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():

@@ -126,7 +126,7 @@ func (p *Pipeline) sync(ctx context.Context, full bool) (Report, error) {
 	}
 	cycle := newCycle()
 	var again bool
-	for round := 0; round < p.set.rounds; round++ {
+	for round := range p.set.rounds {
 		var last messages.BackupReady
 		last, err = p.round(ctx, messages.SyncRequested{Cycle: cycle, Round: round, Full: full})
 		if errors.Is(err, messages.ErrReadTimeTooOld) {

@@ -98,7 +98,7 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 	if err != nil {
 		return out, fmt.Errorf("restore: download snapshot %s: %w", snap.Generation, err)
 	}
-	defer body.Close() //nolint:errcheck // read to its end
+	defer body.Close()
 	in := &metered{r: body, total: snap.Size, tell: s.progress}
 	out.DeviceID, err = persistence.Install(ctx, path, open, snap, in)
 	out.Store.BytesDown += in.n

@@ -45,7 +45,7 @@ func (p *Pipeline) Run(ctx context.Context, report ...func(Report, error)) error
 			wait = min(wait*2, max(p.set.interval, 5*time.Minute))
 			p.set.log.Warn("sync failed", zap.Error(err), zap.Duration("next", wait))
 		}
-		timer := time.NewTimer(wait - wait/10 + rand.N(wait/5)) //nolint:gosec // jitter needs no secret
+		timer := time.NewTimer(wait - wait/10 + rand.N(wait/5))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -185,10 +186,10 @@ func upsert(ctx context.Context, db *bun.DB, table string, docs []messages.Docum
 	if err != nil {
 		return err
 	}
-	defer stmt.Close() //nolint:errcheck // the transaction's end closes it
+	defer stmt.Close()
 	for i := range docs {
 		d := &docs[i]
-		var x any = d.Fields["tag"]
+		x := d.Fields["tag"]
 		if table == "kept" {
 			x = d.Fields["id"].(int64)%boxes + 1
 		}
@@ -216,7 +217,7 @@ func apply(ctx context.Context, db *bun.DB, table string, docs []messages.Docume
 		return err
 	}
 	reader := &slice{docs: docs}
-	in := messages.TableRequested{Cycle: fmt.Sprint(version), ReadTime: version, Table: table, Tables: []string{table}}
+	in := messages.TableRequested{Cycle: strconv.FormatInt(version, 10), ReadTime: version, Table: table, Tables: []string{table}}
 	if _, err := stages.NewDownload(reader, local).Handle(ctx, in); err != nil {
 		return err
 	}

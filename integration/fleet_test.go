@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sort"
@@ -160,7 +161,7 @@ func contents(ctx context.Context, t *testing.T, db *sql.DB) map[string][]string
 			}
 			byID[id] = append(byID[id], x)
 		}
-		if err := rows.Close(); err != nil {
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 			t.Fatal(err)
 		}
 		for _, xs := range byID {
@@ -215,7 +216,7 @@ func contents(ctx context.Context, t *testing.T, db *sql.DB) map[string][]string
 			}
 			lines = append(lines, b.String())
 		}
-		if err := rows.Close(); err != nil {
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 			t.Fatal(err)
 		}
 		sort.Strings(lines)
@@ -238,6 +239,9 @@ func strings1(ctx context.Context, t *testing.T, db *sql.DB, query string, args 
 			t.Fatal(err)
 		}
 		out = append(out, s)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
 	}
 	return out
 }
@@ -324,7 +328,7 @@ func contentsOfColumns(t *testing.T, db *sql.DB) map[string][]string {
 			}
 			lines = append(lines, b.String())
 		}
-		if err := rows.Close(); err != nil {
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 			t.Fatal(err)
 		}
 		sort.Strings(lines)

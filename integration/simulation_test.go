@@ -406,7 +406,6 @@ type event struct {
 	device *device
 	at     time.Time
 	v      string // what was written; "" for a delete
-	touch  bool   // a child was given to the row
 	lost   bool   // the file it was made in was rolled back, perhaps before it went up
 }
 

@@ -2,6 +2,7 @@ package messages
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 )
@@ -75,7 +76,7 @@ func (s Snapshot) validate() error {
 	name, ok := strings.CutPrefix(s.Key, SnapshotPrefix)
 	switch {
 	case s.Generation == "":
-		return fmt.Errorf("a snapshot has no generation")
+		return errors.New("a snapshot has no generation")
 	case !ok || name == "" || strings.ContainsAny(name, "/\\") || strings.Contains(name, ".."):
 		return fmt.Errorf("snapshot %s points outside its folder: %q", s.Generation, s.Key)
 	case s.Size <= 0 || s.RawSize <= 0:

@@ -40,9 +40,11 @@ type applier struct {
 	letters bool               // the table has dead letters of downloads
 	rebuilt bool               // rows have lost their identities
 	fresh   bool               // no row here could be the same under the fallback key
-	reason  string             // of the last outcome
-	moved   bool               // a parent of the last document was merged into another row
-	settle  bool               // the whole cut is here: unique keys and parents are final
+	inserts rowStatement
+	updates rowStatement
+	reason  string // of the last outcome
+	moved   bool   // a parent of the last document was merged into another row
+	settle  bool   // the whole cut is here: unique keys and parents are final
 }
 
 // rowRef is what is known of a local row before its document is applied.
@@ -159,6 +161,9 @@ func (a *applier) page(docs []messages.Document) (string, error) {
 	if err := a.look(docs); err != nil {
 		return "", err
 	}
+	if err := a.lookParents(docs); err != nil {
+		return "", err
+	}
 	var later []*messages.Document
 	for i := range docs {
 		d := &docs[i]
@@ -230,7 +235,7 @@ func (a *applier) look(docs []messages.Document) error {
 	if err != nil {
 		return err
 	}
-	err = a.tx.each(`SELECT clientId, isDirty, coalesce(serverVersion, 0) FROM `+a.p.name+` WHERE clientId IN (SELECT value FROM json_each(?))`,
+	err = a.tx.each(`SELECT t.clientId, t.isDirty, coalesce(t.serverVersion, 0) FROM json_each(?) AS j CROSS JOIN `+a.p.name+` AS t ON t.clientId = j.value`,
 		[]any{string(list)}, func(scan func(...any) error) error {
 			var id string
 			r := &rowRef{}
@@ -246,13 +251,47 @@ func (a *applier) look(docs []messages.Document) error {
 		return err
 	}
 	c := quote(a.p.surrogate)
-	return a.tx.each(`SELECT `+c+` FROM `+a.p.name+` WHERE `+c+` IN (SELECT value FROM json_each(?))`,
+	return a.tx.each(`SELECT t.`+c+` FROM json_each(?) AS j CROSS JOIN `+a.p.name+` AS t ON t.`+c+` = j.value`,
 		[]any{string(list)}, func(scan func(...any) error) error {
 			var n int64
 			err := scan(&n)
 			a.taken[n] = true
 			return err
 		})
+}
+
+// lookParents reads the keys of the parents that a page's documents refer to, in a
+// statement a foreign key. Those that are not here yet are looked up again later.
+func (a *applier) lookParents(docs []messages.Document) error {
+	for i := range a.p.refs {
+		r := &a.p.refs[i]
+		var ids []string
+		for k := range docs {
+			if id, ok := docs[k].Fields[r.field].(string); ok {
+				ids = append(ids, id)
+			}
+		}
+		slices.Sort(ids)
+		list, err := json.Marshal(slices.Compact(ids))
+		if err != nil {
+			return err
+		}
+		err = a.tx.each(r.keysSQL, []any{string(list)}, func(scan func(...any) error) error {
+			var id string
+			key := make([]any, len(r.fk.ParentColumns))
+			dest := []any{&id}
+			for n := range key {
+				dest = append(dest, &key[n])
+			}
+			err := scan(dest...)
+			a.keys[r.keySQL+"\x00"+id] = key
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // one applies one document if it can be.
@@ -475,14 +514,11 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 
 // insertion is the statement that inserts a document's row.
 func (a *applier) insertion(verb string, d *messages.Document, cols []int, vals []any) (query string, args []any, renumbered bool) {
-	var names, marks strings.Builder
-	names.WriteString("clientId, serverId, createdOn, updatedOn, updatedBy, isDirty, serverVersion")
-	marks.WriteString("?, ?, ?, ?, ?, 0, ?")
 	args = make([]any, 0, 6+len(vals))
 	args = append(args, d.ID, d.ID, d.CreatedOn, d.UpdatedOn, d.UpdatedBy, d.UpdateTime)
+	given := make([]int, 0, len(cols))
 	for i, c := range cols {
-		pc := &a.p.cols[c]
-		if pc.surrogate {
+		if a.p.cols[c].surrogate {
 			n, ok := vals[i].(int64)
 			if !ok || a.taken[n] {
 				renumbered = ok
@@ -490,11 +526,41 @@ func (a *applier) insertion(verb string, d *messages.Document, cols []int, vals 
 			}
 			a.taken[n] = true
 		}
-		names.WriteString(", " + pc.quoted)
-		marks.WriteString(", ?")
-		args = append(args, vals[i])
+		given, args = append(given, c), append(args, vals[i])
 	}
-	return verb + a.p.name + " (" + names.String() + ") VALUES (" + marks.String() + ")", args, renumbered
+	return a.inserts.text(verb, given, a.p.insertSQL), args, renumbered
+}
+
+// rowStatement is the statement for the columns that the last document had: most
+// documents of a table have the same.
+type rowStatement struct {
+	verb, query string
+	cols        []int
+}
+
+func (s *rowStatement) text(verb string, cols []int, build func(verb string, cols []int) string) string {
+	if s.query == "" || s.verb != verb || !slices.Equal(s.cols, cols) {
+		*s = rowStatement{verb, build(verb, cols), slices.Clone(cols)}
+	}
+	return s.query
+}
+
+func (p *plan) insertSQL(verb string, cols []int) string {
+	var names, marks strings.Builder
+	for _, c := range cols {
+		names.WriteString(", " + p.cols[c].quoted)
+		marks.WriteString(", ?")
+	}
+	return verb + p.name + " (clientId, serverId, createdOn, updatedOn, updatedBy, isDirty, serverVersion" + names.String() +
+		") VALUES (?, ?, ?, ?, ?, 0, ?" + marks.String() + ")"
+}
+
+func (p *plan) updateSQL(verb string, cols []int) string {
+	var set strings.Builder
+	for _, c := range cols {
+		set.WriteString(", " + p.cols[c].quoted + " = ?")
+	}
+	return verb + p.name + " SET serverId = ?, createdOn = ?, updatedOn = ?, updatedBy = ?, isDirty = ?, serverVersion = ?" + set.String() + " WHERE clientId = ?"
 }
 
 // update overwrites the columns that the document has. updatedOn 0 takes the
@@ -516,18 +582,16 @@ func (a *applier) update(d *messages.Document, updatedOn int64) (outcome, error)
 	if before, err = a.naturalKeys(d.ID); err != nil {
 		return 0, err
 	}
-	var set strings.Builder
-	set.WriteString("serverId = ?, createdOn = ?, updatedOn = ?, updatedBy = ?, isDirty = ?, serverVersion = ?")
 	args := make([]any, 0, 7+len(vals))
 	args = append(args, d.ID, d.CreatedOn, updatedOn, by, dirty, d.UpdateTime)
+	given := make([]int, 0, len(cols))
 	for i, c := range cols {
-		if pc := &a.p.cols[c]; !pc.surrogate { // a local number stays
-			set.WriteString(", " + pc.quoted + " = ?")
-			args = append(args, vals[i])
+		if !a.p.cols[c].surrogate { // a local number stays
+			given, args = append(given, c), append(args, vals[i])
 		}
 	}
 	args = append(args, d.ID)
-	if _, err := a.tx.run("UPDATE "+a.p.name+" SET "+set.String()+" WHERE clientId = ?", args...); err != nil {
+	if _, err := a.tx.run(a.updates.text("UPDATE ", given, a.p.updateSQL), args...); err != nil {
 		return a.refused(err)
 	}
 	if dirty == 0 {

@@ -130,20 +130,28 @@ func TestApplicationMigrates(t *testing.T) {
 		columns                string // that the read is for
 		keepsServerIDs         bool
 	}{
-		{name: "add a column", do: `ALTER TABLE t ADD COLUMN n INTEGER; ALTER TABLE t ADD COLUMN m TEXT NOT NULL DEFAULT 'd'`,
-			then: `UPDATE tidemark_state SET applying = 1; UPDATE t SET n = 5 WHERE id = 2; UPDATE tidemark_state SET applying = 0`, want: "1=1 2=2*", gained: []string{"t"}, rereads: "t", columns: `["n","m"]`, keepsServerIDs: true},
+		{
+			name: "add a column", do: `ALTER TABLE t ADD COLUMN n INTEGER; ALTER TABLE t ADD COLUMN m TEXT NOT NULL DEFAULT 'd'`,
+			then: `UPDATE tidemark_state SET applying = 1; UPDATE t SET n = 5 WHERE id = 2; UPDATE tidemark_state SET applying = 0`, want: "1=1 2=2*", gained: []string{"t"}, rereads: "t", columns: `["n","m"]`, keepsServerIDs: true,
+		},
 		{name: "drop a column", do: `ALTER TABLE t DROP COLUMN a`, want: "1=1 2=2", keepsServerIDs: true},
 		{name: "rename a column", do: `ALTER TABLE t RENAME COLUMN a TO aa`, want: "1=1* 2=2", gained: []string{"t"}, rereads: "t", columns: `["aa"]`, keepsServerIDs: true},
-		{name: "rename key columns", do: `ALTER TABLE t RENAME COLUMN k TO "the k"; ALTER TABLE t RENAME COLUMN id TO "the id"; ALTER TABLE t RENAME COLUMN gone TO "is gone"; ALTER TABLE p RENAME COLUMN id TO pk`,
-			want: "1=1* 2=2*", gained: []string{"p", "t"}, rereads: "p t", columns: `["pk"]["the id","the k","is gone"]`, keepsServerIDs: true},
+		{
+			name: "rename key columns", do: `ALTER TABLE t RENAME COLUMN k TO "the k"; ALTER TABLE t RENAME COLUMN id TO "the id"; ALTER TABLE t RENAME COLUMN gone TO "is gone"; ALTER TABLE p RENAME COLUMN id TO pk`,
+			want: "1=1* 2=2*", gained: []string{"p", "t"}, rereads: "p t", columns: `["pk"]["the id","the k","is gone"]`, keepsServerIDs: true,
+		},
 		{name: "rename the table", do: `ALTER TABLE t RENAME TO u`, want: "", fresh: []string{"u"}, vanished: []string{"t"}, rereads: "u", columns: "[]"},
 		{name: "swap tables", do: `ALTER TABLE t RENAME TO u; ALTER TABLE p RENAME TO t`, want: "", fresh: []string{"t", "u"}, vanished: []string{"p"}, rereads: "t u", columns: "[][]"},
 		{name: "a new table", do: `CREATE TABLE "n w" (x); INSERT INTO "n w" VALUES (1)`, want: "1=1 2=2", fresh: []string{"n w"}, rereads: "n w", columns: "[]", keepsServerIDs: true},
 		{name: "a backup copy", do: `CREATE TABLE bak AS SELECT * FROM t`, want: "1=1 2=2", fresh: []string{"bak"}, rereads: "bak", columns: "[]", keepsServerIDs: true},
-		{name: "rebuild the usual way", do: `CREATE TABLE new_p (id INTEGER PRIMARY KEY, name TEXT NOT NULL); INSERT INTO new_p SELECT id, name FROM p; DROP TABLE p; ALTER TABLE new_p RENAME TO p`,
-			want: "1=1 2=2", rebuilt: []string{"p"}, rereads: "p", columns: "[]", keepsServerIDs: true},
-		{name: "rebuild and keep all columns", do: `CREATE TABLE new_t AS SELECT * FROM t; DROP TABLE t; ALTER TABLE new_t RENAME TO t`,
-			want: "dirty, stamps as they were", rebuilt: []string{"t"}, rereads: "t", columns: "[]", keepsServerIDs: true},
+		{
+			name: "rebuild the usual way", do: `CREATE TABLE new_p (id INTEGER PRIMARY KEY, name TEXT NOT NULL); INSERT INTO new_p SELECT id, name FROM p; DROP TABLE p; ALTER TABLE new_p RENAME TO p`,
+			want: "1=1 2=2", rebuilt: []string{"p"}, rereads: "p", columns: "[]", keepsServerIDs: true,
+		},
+		{
+			name: "rebuild and keep all columns", do: `CREATE TABLE new_t AS SELECT * FROM t; DROP TABLE t; ALTER TABLE new_t RENAME TO t`,
+			want: "dirty, stamps as they were", rebuilt: []string{"t"}, rereads: "t", columns: "[]", keepsServerIDs: true,
+		},
 		{name: "drop a table", do: `DROP TABLE p`, want: "1=1 2=2", vanished: []string{"p"}, keepsServerIDs: true},
 		{name: "new triggers", do: `CREATE TRIGGER m AFTER UPDATE ON t WHEN NEW.b IS OLD.b BEGIN UPDATE t SET b = coalesce(b, '') || '!' WHERE id = NEW.id; END`, want: "1=1 2=2", keepsServerIDs: true},
 		{name: "drop our triggers", do: `DROP TRIGGER ` + objectName("t", "ai") + `; DROP INDEX ` + objectName("t", "id"), want: "1=1 2=2", keepsServerIDs: true},
@@ -438,7 +446,7 @@ func TestAttachChinook(t *testing.T) {
 func TestAttachInMemory(t *testing.T) {
 	t.Parallel()
 	db := openTestDB(t, ":memory:")
-	db.DB.SetMaxOpenConns(1)
+	db.SetMaxOpenConns(1)
 	mustExec(t, db, simple)
 	if out := mustAttach(t, db, AttachOptions{}); out.Rows != 3 || len(out.Warnings) != 0 {
 		t.Errorf("attached %+v", out)

@@ -1,6 +1,7 @@
 package persistence
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -97,9 +98,7 @@ func (s *settler) collisions() error {
 // document does not know.
 func (p *plan) over(old []any, fields map[string]any) map[string]any {
 	out := make(map[string]any, len(fields))
-	for f, v := range fields {
-		out[f] = v
-	}
+	maps.Copy(out, fields)
 	for i := range p.cols {
 		if c := &p.cols[i]; c.surrogate {
 			out[c.Name] = old[i]

@@ -61,6 +61,7 @@ type queryer interface {
 // that nobody deleted; it never commits a reference to nothing.
 type tx struct {
 	ctx   context.Context //nolint:containedctx // a tx lives inside one call and has its context
+	quiet context.Context //nolint:containedctx // ctx without its end, see run
 	conn  *sql.Conn
 	stmts map[string]*sql.Stmt
 }
@@ -93,7 +94,7 @@ func (l *Local) transact(ctx context.Context, prepare func(context.Context, *sql
 	if _, err := conn.Conn.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
 		return fmt.Errorf("begin a transaction: %w", explain(err))
 	}
-	t := &tx{ctx: ctx, conn: conn.Conn, stmts: map[string]*sql.Stmt{}}
+	t := &tx{ctx: ctx, quiet: context.WithoutCancel(ctx), conn: conn.Conn, stmts: map[string]*sql.Stmt{}}
 	committed := false
 	defer func() {
 		t.closeStatements()
@@ -165,7 +166,7 @@ func prepareConn(ctx context.Context, conn *sql.Conn) (restore func(), err error
 // them twice, with a shorter log it checkpoints after every transaction.
 const (
 	pageCacheKiB   = 16 << 10
-	pageCheckpoint = 8000 // pages of the file, usually of 4 KiB
+	pageCheckpoint = 16_000 // pages of the file, usually of 4 KiB
 )
 
 // preparePage prepares a connection for a page of a download. What a power cut
@@ -184,6 +185,11 @@ func preparePage(ctx context.Context, conn *sql.Conn) (func(), error) {
 	if journal != "wal" {
 		return restore, nil
 	}
+	// While there are temporary tables, SQLite would drop them with the change.
+	var temporaries int
+	if err := conn.QueryRowContext(ctx, "SELECT count(*) FROM pragma_database_list WHERE name = 'temp'").Scan(&temporaries); err != nil {
+		return restore, fmt.Errorf("prepare a database connection: %w", explain(err))
+	}
 	undo := []string{}
 	back := func() {
 		for _, q := range undo {
@@ -191,7 +197,7 @@ func preparePage(ctx context.Context, conn *sql.Conn) (func(), error) {
 		}
 		restore()
 	}
-	const synchronousFull = 2
+	const synchronousFull, inMemory = 2, 2
 	for _, s := range []struct {
 		pragma string
 		want   int
@@ -199,6 +205,8 @@ func preparePage(ctx context.Context, conn *sql.Conn) (func(), error) {
 	}{
 		{"synchronous", 1, func(was int) bool { return was >= synchronousFull }},
 		{"cache_size", -pageCacheKiB, func(was int) bool { return was < 0 && was > -pageCacheKiB || was >= 0 && was < pageCacheKiB/4 }},
+		// What undoes a single statement; every row has triggers and so needs one.
+		{"temp_store", inMemory, func(was int) bool { return was != inMemory && temporaries == 0 }},
 		{"wal_autocheckpoint", pageCheckpoint, func(was int) bool { return was > 0 && was < pageCheckpoint }},
 	} {
 		var was int
@@ -222,7 +230,7 @@ func drain(ctx context.Context, q queryer, query string) error {
 	if err != nil {
 		return err
 	}
-	for rows.Next() { //nolint:revive // nothing to keep
+	for rows.Next() {
 	}
 	return errors.Join(rows.Err(), rows.Close())
 }
@@ -247,13 +255,17 @@ func (t *tx) closeStatements() {
 	}
 }
 
-// run executes a prepared statement and says how many rows it changed.
+// run executes a prepared statement and says how many rows it changed. A context
+// that can end costs the driver a goroutine a statement; so it is asked before.
 func (t *tx) run(query string, args ...any) (int64, error) {
 	s, err := t.prepare(query)
+	if err == nil {
+		err = t.ctx.Err()
+	}
 	if err != nil {
 		return 0, err
 	}
-	res, err := s.ExecContext(t.ctx, args...)
+	res, err := s.ExecContext(t.quiet, args...)
 	if err != nil {
 		return 0, explain(err)
 	}
@@ -267,10 +279,13 @@ func (t *tx) exec(query string, args ...any) error {
 
 func (t *tx) row(query string, args ...any) scanner {
 	s, err := t.prepare(query)
+	if err == nil {
+		err = t.ctx.Err()
+	}
 	if err != nil {
 		return failed{err}
 	}
-	return s.QueryRowContext(t.ctx, args...)
+	return s.QueryRowContext(t.quiet, args...)
 }
 
 // each calls fn for every row of a query; scan reads the current one.

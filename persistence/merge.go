@@ -124,7 +124,8 @@ func (s *settler) merge(a *applier, d *messages.Document) (again bool, err error
 	if err != nil || out != applied {
 		return false, err
 	}
-	query, args := "", []any(nil)
+	var query string
+	var args []any
 	if a.rows[d.ID] == nil {
 		query, args, _ = a.insertion("INSERT OR IGNORE INTO ", d, cols, vals)
 	} else {
@@ -151,9 +152,7 @@ func (s *settler) merge(a *applier, d *messages.Document) (again bool, err error
 		if err != nil {
 			return false, err
 		}
-		if err := s.wait(orphans, docKey{a.p.t.Name, d.ID}); err != nil {
-			return false, err
-		}
+		s.wait(orphans, docKey{a.p.t.Name, d.ID})
 	}
 	if done, err := s.retry(a, d); err != nil || !done {
 		return !done, err
@@ -262,12 +261,11 @@ func (s *settler) childrenOf(p *plan, id string) ([]orphan, error) {
 }
 
 // wait keeps children for a row that is about to be inserted.
-func (s *settler) wait(orphans []orphan, parent docKey) error {
+func (s *settler) wait(orphans []orphan, parent docKey) {
 	if s.orphans == nil {
 		s.orphans = map[docKey][]orphan{}
 	}
 	s.orphans[parent] = append(s.orphans[parent], orphans...)
-	return nil
 }
 
 func (s *settler) settleOrphans(a *applier, id string) error {

@@ -42,7 +42,7 @@ func loadOptions(ctx context.Context, q queryer) (map[string]TableOptions, error
 	if err != nil {
 		return nil, fmt.Errorf("read the tables' options: %w", explain(err))
 	}
-	defer rows.Close() //nolint:errcheck // read to its end below
+	defer rows.Close()
 	out := map[string]TableOptions{}
 	for rows.Next() {
 		var name, raw string

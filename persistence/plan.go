@@ -43,6 +43,8 @@ type ref struct {
 	parent *Table
 	cols   []int  // of the child, indexes into plan.cols
 	keySQL string // parent's key by document id
+	// keysSQL is that for a JSON list of ids, with the id in front.
+	keysSQL string
 }
 
 type childRef struct {
@@ -154,6 +156,10 @@ func newPlan(s *Schema, t *Table) (*plan, error) {
 			keys[i] = "+" + quote(c)
 		}
 		r.keySQL = "SELECT " + strings.Join(keys, ", ") + " FROM " + quote(parent.Name) + " WHERE clientId = ?"
+		for i, c := range fk.ParentColumns {
+			keys[i] = "+p." + quote(c)
+		}
+		r.keysSQL = "SELECT p.clientId, " + strings.Join(keys, ", ") + " FROM json_each(?) AS j CROSS JOIN " + quote(parent.Name) + " AS p ON p.clientId = j.value"
 		if len(r.cols) == 1 && p.cols[r.cols[0]].ref < 0 {
 			p.cols[r.cols[0]].ref = len(p.refs)
 			r.field = fk.Columns[0]

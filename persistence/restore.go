@@ -120,11 +120,11 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 
 // unpack verifies and decompresses the object into a new file.
 func unpack(ctx context.Context, tmp string, snap messages.Snapshot, body io.Reader) error {
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // our own temporary file
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("write the restored file: %w", explain(err))
 	}
-	defer f.Close() //nolint:errcheck // closed with its error below; this is for the other ways out
+	defer f.Close()
 	sum := sha256.New()
 	in := &counted{ctx: ctx, r: io.TeeReader(io.LimitReader(body, snap.Size+1), sum)}
 	dec, err := zstd.NewReader(bufio.NewReaderSize(in, 1<<20), zstd.WithDecoderMaxWindow(32<<20), zstd.WithDecoderMaxMemory(64<<20))
@@ -242,7 +242,7 @@ func retire(ctx context.Context, path string, open Opener) (err error) {
 }
 
 func syncDir(dir string) error {
-	d, err := os.Open(dir) //nolint:gosec // the destination's own folder
+	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}

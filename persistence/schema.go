@@ -474,7 +474,7 @@ func affinityOf(declared string, strict bool) Affinity {
 		return AffinityText
 	case has("BLOB") || d == "" || strict && d == "ANY":
 		return AffinityBlob
-	case has("REAL", "FLOA", "DOUB"):
+	case has("REAL", "FLOA", "DOUBT"):
 		return AffinityReal
 	}
 	return AffinityNumeric

@@ -3,6 +3,7 @@ package persistence
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -152,6 +153,7 @@ func (s *settler) retry(a *applier, d *messages.Document) (bool, error) {
 		return true, a.file(d, out)
 	case skipped:
 		return true, s.tx.exec(`DELETE FROM tidemark_inbox WHERE tableName = ? AND documentId = ?`, a.p.t.Name, d.ID)
+	case pending:
 	case waiting, collides:
 		kind := map[outcome]string{waiting: "waiting", collides: "collides"}[out]
 		return false, s.tx.exec(`UPDATE tidemark_inbox SET kind = ?, reason = ? WHERE tableName = ? AND documentId = ?`, kind, a.reason, a.p.t.Name, d.ID)
@@ -309,9 +311,7 @@ func (s *settler) reserve(k docKey, docs map[docKey]messages.Document) error {
 				}
 			}
 			fields := make(map[string]any, len(d.Fields))
-			for f, v := range d.Fields {
-				fields[f] = v
-			}
+			maps.Copy(fields, d.Fields)
 			fields[p.surrogate] = n
 			d.Fields = fields
 			docs[k] = d

@@ -194,7 +194,7 @@ func describe(ctx context.Context, q queryer) (messages.Snapshot, error) {
 
 // compressed streams a file through zstd; closing removes dir.
 func compressed(path, dir string) (io.ReadCloser, error) {
-	f, err := os.Open(path) //nolint:gosec // our own temporary file
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}

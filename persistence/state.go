@@ -265,7 +265,7 @@ func (l *Local) TablesDone(ctx context.Context, cycle string, round int) (map[st
 	if err != nil {
 		return nil, fmt.Errorf("read the step ledger: %w", explain(err))
 	}
-	defer rows.Close() //nolint:errcheck // read to its end below
+	defer rows.Close()
 	for rows.Next() {
 		var t string
 		if err := rows.Scan(&t); err != nil {

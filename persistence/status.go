@@ -41,7 +41,7 @@ func (l *Local) Steps(ctx context.Context, cycle string) ([]messages.Step, error
 	if err != nil {
 		return nil, fmt.Errorf("read the step ledger: %w", explain(err))
 	}
-	defer rows.Close() //nolint:errcheck // read to its end below
+	defer rows.Close()
 	var out []messages.Step
 	for rows.Next() {
 		s := messages.Step{Cycle: cycle}

@@ -96,11 +96,11 @@ func (t *Table) name(column string) string {
 	return quote(column)
 }
 
-// here is the row that NEW (or OLD) stands for.
-func (t *Table) here(ref string) string {
+// here is the row that NEW stands for.
+func (t *Table) here() string {
 	var parts []string
 	for _, c := range t.key() {
-		parts = append(parts, t.name(c)+" = "+ref+"."+t.name(c))
+		parts = append(parts, t.name(c)+" = NEW."+t.name(c))
 	}
 	return strings.Join(parts, " AND ")
 }
@@ -336,21 +336,21 @@ func (t *Table) afterInsert() schemaObject {
 	name := quote(t.Name)
 	return t.trigger("ai", "AFTER INSERT", notApplying,
 		"UPDATE "+name+" SET clientId = NULL, serverId = NULL, serverVersion = NULL, updatedBy = "+writing+
-			" WHERE (NEW.clientId IS NOT NULL OR NEW.serverId IS NOT NULL OR NEW.serverVersion IS NOT NULL) AND "+t.here("NEW"),
+			" WHERE (NEW.clientId IS NOT NULL OR NEW.serverId IS NOT NULL OR NEW.serverVersion IS NOT NULL) AND "+t.here(),
 		"UPDATE "+name+" SET clientId = lower(hex(randomblob(16))), isDirty = 1, (createdOn, updatedOn, updatedBy) = (SELECT "+
 			"CASE WHEN typeof(NEW.createdOn) = 'integer' AND NEW.createdOn > 0 THEN NEW.createdOn ELSE "+now+" END, "+
-			now+", installationId FROM tidemark_state) WHERE "+t.here("NEW"),
+			now+", installationId FROM tidemark_state) WHERE "+t.here(),
 	)
 }
 
 // afterBirth lets the new row take the place of the one that it replaced.
 func (t *Table) afterBirth() schemaObject {
 	name, us := quote(t.Name), literal(t.Name)
-	heir := "(SELECT clientId FROM " + name + " WHERE " + t.here("NEW") + ")"
+	heir := "(SELECT clientId FROM " + name + " WHERE " + t.here() + ")"
 	body := []string{
 		"UPDATE " + name + " SET (clientId, createdOn, serverId, serverVersion, updatedOn) = (SELECT tidemark_replaced.clientId, tidemark_replaced.createdOn, tidemark_replaced.serverId, " +
 			"tidemark_replaced.serverVersion, max(" + name + ".updatedOn, coalesce(tidemark_replaced.updatedOn, 0)) + 1 FROM " +
-			t.vanished() + " ORDER BY tidemark_replaced.keyNo, tidemark_replaced.clientId LIMIT 1) WHERE " + t.here("NEW"),
+			t.vanished() + " ORDER BY tidemark_replaced.keyNo, tidemark_replaced.clientId LIMIT 1) WHERE " + t.here(),
 	}
 	body = append(body, t.buryVanished()...)
 	if len(t.ForeignKeys) > 0 {
@@ -386,7 +386,7 @@ func (t *Table) afterUpdate(calledBack bool) schemaObject {
 	when := "OLD.clientId IS NOT NULL AND NOT (" + marked + ") AND " + notWriting + " AND " + notApplying
 	body := []string{
 		"UPDATE " + quote(t.Name) + " SET isDirty = 1, (updatedOn, updatedBy) = (SELECT max(" + now +
-			", coalesce(CAST(OLD.updatedOn AS INTEGER), 0) + 1), installationId FROM tidemark_state) WHERE " + t.here("NEW"),
+			", coalesce(CAST(OLD.updatedOn AS INTEGER), 0) + 1), installationId FROM tidemark_state) WHERE " + t.here(),
 	}
 	if calledBack {
 		// The time makes a note that a RAISE(FAIL) left behind worthless.
@@ -413,7 +413,7 @@ func (t *Table) afterIdentityUpdate() schemaObject {
 	name := quote(t.Name)
 	return t.trigger("same", of("AFTER UPDATE", columns), "OLD.clientId IS NOT NULL AND ("+strings.Join(changed, " OR ")+") AND NOT ("+marked+") AND "+notWriting+" AND "+notApplying,
 		"UPDATE "+name+" SET "+strings.Join(back, ", ")+", isDirty = 1, (updatedOn, updatedBy) = (SELECT max("+now+", coalesce(CAST(OLD.updatedOn AS INTEGER), 0) + 1, "+
-			"coalesce(CAST("+name+".updatedOn AS INTEGER), 0) + 1), installationId FROM tidemark_state) WHERE "+t.here("NEW"))
+			"coalesce(CAST("+name+".updatedOn AS INTEGER), 0) + 1), installationId FROM tidemark_state) WHERE "+t.here())
 }
 
 // afterReferenceUpdate remembers the parents that a row has left, as far as the

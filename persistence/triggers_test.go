@@ -167,7 +167,7 @@ func writeHere(t *testing.T, path, pragmas, statements string) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close() //nolint:errcheck // nothing is open on it
+	defer db.Close()
 	db.SetMaxOpenConns(1)
 	if _, err := db.ExecContext(t.Context(), pragmas); err != nil {
 		t.Fatal(err)
@@ -233,74 +233,122 @@ var triggerCases = []struct {
 	{name: "update or rollback", ddl: simple, label: "id", do: `BEGIN; UPDATE t SET v = 5; UPDATE OR ROLLBACK t SET k = 'q'`, fails: true, want: "1=1 2=2 3=3"},
 	{name: "update fails", ddl: simple, label: "id", do: `UPDATE t SET k = 'q'`, fails: true, want: "1=1 2=2 3=3"},
 	{name: "replace in the schema", ddl: replace, label: "id", do: `INSERT INTO t (id, k) VALUES (9, 'a'); UPDATE t SET k = 'b' WHERE id = 3`, want: "3=3* 9=1* †2"},
-	{name: "a NULL that becomes the default", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY, k TEXT NOT NULL DEFAULT 'd' UNIQUE); INSERT INTO t VALUES (1, 'd')`,
-		label: "id", do: `INSERT OR REPLACE INTO t (id, k) VALUES (5, NULL)`, want: "5=1*"},
+	{
+		name: "a NULL that becomes the default", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY, k TEXT NOT NULL DEFAULT 'd' UNIQUE); INSERT INTO t VALUES (1, 'd')`,
+		label: "id", do: `INSERT OR REPLACE INTO t (id, k) VALUES (5, NULL)`, want: "5=1*",
+	},
 
-	{name: "an ORM writes back every column", ddl: simple, label: "id", want: "1=1* 2=2 3=3",
-		do: `UPDATE t SET k = 'a', v = 2, createdOn = 5, updatedOn = 6, updatedBy = '', serverId = NULL, isDirty = 0, clientId = NULL, serverVersion = NULL WHERE id = 1`},
-	{name: "an application marks rows itself", ddl: simple, label: "id", want: "1=1* 2=2 3=3",
-		do: `UPDATE t SET v = 2, updatedOn = updatedOn + 5, isDirty = 1 WHERE id = 1`},
+	{
+		name: "an ORM writes back every column", ddl: simple, label: "id", want: "1=1* 2=2 3=3",
+		do: `UPDATE t SET k = 'a', v = 2, createdOn = 5, updatedOn = 6, updatedBy = '', serverId = NULL, isDirty = 0, clientId = NULL, serverVersion = NULL WHERE id = 1`,
+	},
+	{
+		name: "an application marks rows itself", ddl: simple, label: "id", want: "1=1* 2=2 3=3",
+		do: `UPDATE t SET v = 2, updatedOn = updatedOn + 5, isDirty = 1 WHERE id = 1`,
+	},
 	{name: "somebody else's identity", ddl: simple, label: "id", want: "1=1* 2=2 3=3", do: `UPDATE t SET clientId = (SELECT clientId FROM t WHERE id = 2), serverId = 'x' WHERE id = 1`},
-	{name: "insert brings identities", ddl: simple, label: "id", want: "1=1 2=2 3=3 8=new*",
-		do: `INSERT INTO t (id, clientId, serverId, serverVersion, isDirty, updatedOn) SELECT 8, clientId, serverId, serverVersion, 0, 99999999999999 FROM t WHERE id = 1`},
-	{name: "insert brings createdOn", ddl: simple, label: "id", want: "1=1 2=2 3=3 8=new*", do: `INSERT INTO t (id, createdOn) VALUES (8, 12345)`,
-		check: `SELECT createdOn FROM t WHERE id = 8`, answer: "12345"},
+	{
+		name: "insert brings identities", ddl: simple, label: "id", want: "1=1 2=2 3=3 8=new*",
+		do: `INSERT INTO t (id, clientId, serverId, serverVersion, isDirty, updatedOn) SELECT 8, clientId, serverId, serverVersion, 0, 99999999999999 FROM t WHERE id = 1`,
+	},
+	{
+		name: "insert brings createdOn", ddl: simple, label: "id", want: "1=1 2=2 3=3 8=new*", do: `INSERT INTO t (id, createdOn) VALUES (8, 12345)`,
+		check: `SELECT createdOn FROM t WHERE id = 8`, answer: "12345",
+	},
 
 	{name: "NOCASE key", ddl: nocase, label: "k", do: `REPLACE INTO t (k, v) VALUES ('HOME', 5)`, want: "HOME=Home* Work=Work"},
 	{name: "NOCASE key, update", ddl: nocase, label: "k", do: `UPDATE OR REPLACE t SET k = 'WORK' WHERE k = 'home'`, want: "WORK=Home* †Work"},
 	{name: "composite, without rowid", ddl: pair, label: "a || b", do: `REPLACE INTO t (a, b, v) VALUES (1, 'y', 7), (3, 'z', 8)`, want: "1x=1x 1y=1y* 2x=2x 3z=new*"},
 	{name: "composite update", ddl: pair, label: "a || b", do: `UPDATE OR REPLACE t SET a = 1 WHERE a = 2; DELETE FROM t WHERE b = 'y'`, want: "1x=2x* †1x †1y"},
-	{name: "blob and real keys", ddl: `CREATE TABLE t (k PRIMARY KEY, v); INSERT INTO t VALUES (x'00ff', 1), (0.1, 2), ('1', 3), (1, 4)`, label: "quote(k)",
-		do: `REPLACE INTO t (k) VALUES (0.1), (x'00ff'), (1.0)`, want: "'1'='1' 0.1=0.1* 1.0=1* X'00FF'=X'00FF'*"},
+	{
+		name: "blob and real keys", ddl: `CREATE TABLE t (k PRIMARY KEY, v); INSERT INTO t VALUES (x'00ff', 1), (0.1, 2), ('1', 3), (1, 4)`, label: "quote(k)",
+		do: `REPLACE INTO t (k) VALUES (0.1), (x'00ff'), (1.0)`, want: "'1'='1' 0.1=0.1* 1.0=1* X'00FF'=X'00FF'*",
+	},
 	{name: "no key", ddl: `CREATE TABLE t (a, b); INSERT INTO t VALUES (1, 1), (1, 1)`, label: "rowid", do: `INSERT INTO t (a) VALUES (5); DELETE FROM t WHERE rowid = 1; UPDATE t SET b = 3 WHERE a = 1`, want: "2=2* 3=new* †1"},
 	{name: "no key, replaced by rowid", ddl: `CREATE TABLE t (a); INSERT INTO t VALUES (1), (2)`, label: "rowid", do: `REPLACE INTO t (rowid, a) VALUES (2, 7)`, want: "1=1 2=2*"},
 	{name: "a column hides the rowid", ddl: `CREATE TABLE t (rowid TEXT, oid TEXT UNIQUE); INSERT INTO t VALUES ('p', 'q'), ('r', 's')`, label: "oid", do: `REPLACE INTO t (rowid, oid) VALUES ('new', 's'); UPDATE t SET oid = 'z' WHERE oid = 'q'`, want: "s=s* z=q*"},
-	{name: "autoincrement", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY AUTOINCREMENT, v); INSERT INTO t (v) VALUES (1), (2)`, label: "id",
-		do: `DELETE FROM t WHERE id = 2; INSERT INTO t (v) VALUES (3); REPLACE INTO t (id, v) VALUES (1, 5)`, want: "1=1* 3=new* †2"},
+	{
+		name: "autoincrement", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY AUTOINCREMENT, v); INSERT INTO t (v) VALUES (1), (2)`, label: "id",
+		do: `DELETE FROM t WHERE id = 2; INSERT INTO t (v) VALUES (3); REPLACE INTO t (id, v) VALUES (1, 5)`, want: "1=1* 3=new* †2",
+	},
 	{name: "rowids are used again", ddl: simple, label: "id", do: `DELETE FROM t WHERE id = 3; INSERT INTO t (v) VALUES (1)`, want: "1=1 2=2 3=new* †3"},
 	{name: "strict", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY, k TEXT UNIQUE, x ANY) STRICT; INSERT INTO t VALUES (1, 'a', 1)`, label: "id", do: `REPLACE INTO t (k, x) VALUES ('a', '1')`, want: "2=1*"},
-	{name: "unique generated column", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY, n TEXT, l TEXT AS (lower(n)) STORED UNIQUE); INSERT INTO t (id, n) VALUES (1, 'A'), (2, 'B'), (3, 'C')`, label: "id",
-		do: `REPLACE INTO t (n) VALUES ('a'); UPDATE OR REPLACE t SET n = 'c' WHERE id = 2`, want: "2=2* 4=1* †3"},
-	{name: "expression index", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY, n TEXT, g); CREATE UNIQUE INDEX i ON t (lower(n), g); INSERT INTO t VALUES (1, 'A', 1), (2, 'B', 1), (3, 'A', 2)`, label: "id",
-		do: `REPLACE INTO t (n, g) VALUES ('a', 1); UPDATE OR REPLACE t SET g = 2 WHERE n = 'a'`, want: "2=2 4=1* †3"},
-	{name: "partial index", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY, n TEXT, gone INTEGER); CREATE UNIQUE INDEX i ON t (n) WHERE gone = 0; INSERT INTO t VALUES (1, 'A', 0), (2, 'A', 1), (3, 'B', 0)`, label: "id",
-		do: `REPLACE INTO t (n, gone) VALUES ('A', 0), ('B', 1); UPDATE OR REPLACE t SET gone = 0 WHERE id = 2`, want: "2=2* 3=3 5=new* †1"},
-	{name: "odd names", ddl: `CREATE TABLE t ("a b" TEXT, "c""d" TEXT, "é'" TEXT, "select" INTEGER, PRIMARY KEY ("a b", "c""d"), UNIQUE ("é'")); INSERT INTO t VALUES ('1', '2', '3', 4), ('5', '6', '7', 8)`, label: `"a b"`,
-		do: `REPLACE INTO t ("a b", "c""d", "é'") VALUES ('9', '9', '3'); UPDATE t SET "select" = 1 WHERE "é'" = '7'`, want: "5=5* 9=1*"},
+	{
+		name: "unique generated column", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY, n TEXT, l TEXT AS (lower(n)) STORED UNIQUE); INSERT INTO t (id, n) VALUES (1, 'A'), (2, 'B'), (3, 'C')`, label: "id",
+		do: `REPLACE INTO t (n) VALUES ('a'); UPDATE OR REPLACE t SET n = 'c' WHERE id = 2`, want: "2=2* 4=1* †3",
+	},
+	{
+		name: "expression index", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY, n TEXT, g); CREATE UNIQUE INDEX i ON t (lower(n), g); INSERT INTO t VALUES (1, 'A', 1), (2, 'B', 1), (3, 'A', 2)`, label: "id",
+		do: `REPLACE INTO t (n, g) VALUES ('a', 1); UPDATE OR REPLACE t SET g = 2 WHERE n = 'a'`, want: "2=2 4=1* †3",
+	},
+	{
+		name: "partial index", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY, n TEXT, gone INTEGER); CREATE UNIQUE INDEX i ON t (n) WHERE gone = 0; INSERT INTO t VALUES (1, 'A', 0), (2, 'A', 1), (3, 'B', 0)`, label: "id",
+		do: `REPLACE INTO t (n, gone) VALUES ('A', 0), ('B', 1); UPDATE OR REPLACE t SET gone = 0 WHERE id = 2`, want: "2=2* 3=3 5=new* †1",
+	},
+	{
+		name: "odd names", ddl: `CREATE TABLE t ("a b" TEXT, "c""d" TEXT, "é'" TEXT, "select" INTEGER, PRIMARY KEY ("a b", "c""d"), UNIQUE ("é'")); INSERT INTO t VALUES ('1', '2', '3', 4), ('5', '6', '7', 8)`, label: `"a b"`,
+		do: `REPLACE INTO t ("a b", "c""d", "é'") VALUES ('9', '9', '3'); UPDATE t SET "select" = 1 WHERE "é'" = '7'`, want: "5=5* 9=1*",
+	},
 
 	{name: "cascade", ddl: fmt.Sprintf(family, "CASCADE"), foreignKeys: "ON", label: "id", do: `DELETE FROM p WHERE id = 1`, want: "12=12 †10 †11"},
 	{name: "no cascade", ddl: fmt.Sprintf(family, "CASCADE"), foreignKeys: "OFF", label: "id", do: `DELETE FROM p WHERE id = 1`, want: "10=10 11=11 12=12"},
-	{name: "set null", ddl: fmt.Sprintf(family, "SET NULL"), foreignKeys: "ON", label: "id", do: `DELETE FROM p WHERE id = 1`, want: "10=10* 11=11* 12=12",
-		check: `SELECT count(*) || ' ' || group_concat(DISTINCT l.parentId = d.clientId) FROM tidemark_left l, tidemark_tombstones d WHERE d.tableName = 'p' AND l.tableName = 't'`, answer: "2 1"},
+	{
+		name: "set null", ddl: fmt.Sprintf(family, "SET NULL"), foreignKeys: "ON", label: "id", do: `DELETE FROM p WHERE id = 1`, want: "10=10* 11=11* 12=12",
+		check: `SELECT count(*) || ' ' || group_concat(DISTINCT l.parentId = d.clientId) FROM tidemark_left l, tidemark_tombstones d WHERE d.tableName = 'p' AND l.tableName = 't'`, answer: "2 1",
+	},
 	{name: "the parent's key changes", ddl: fmt.Sprintf(family, "CASCADE"), foreignKeys: "ON", label: "id || '/' || pid", do: `UPDATE p SET id = 5 WHERE id = 1`, want: "10/5=10/1* 11/5=11/1* 12/2=12/2"},
-	{name: "the parent is replaced, children cascade", ddl: fmt.Sprintf(family, "CASCADE"), foreignKeys: "ON", label: "id", do: `REPLACE INTO p (id, v) VALUES (1, 9)`, want: "12=12 †10 †11",
-		check: `SELECT count(*) FROM tidemark_tombstones WHERE tableName = 'p'`, answer: "0"},
-	{name: "a row leaves its parent, which is deleted", ddl: fmt.Sprintf(family, "RESTRICT"), label: "id", do: `UPDATE t SET v = 0; UPDATE t SET pid = 2 WHERE pid = 1; DELETE FROM p WHERE id = 1`, want: "10=10* 11=11* 12=12*",
-		check: `SELECT count(*) FROM tidemark_left l JOIN tidemark_tombstones d ON d.clientId = l.parentId AND d.tableName = l.parentTable`, answer: "2"},
-	{name: "the parent is deleted, then left", ddl: fmt.Sprintf(family, "NO ACTION"), foreignKeys: "OFF", label: "id", do: `DELETE FROM p WHERE id = 1; UPDATE t SET pid = NULL WHERE pid = 1`, want: "10=10* 11=11* 12=12",
-		check: `SELECT count(*) FROM tidemark_left l JOIN tidemark_tombstones d ON d.clientId = l.parentId AND d.tableName = l.parentTable`, answer: "2"},
-	{name: "a replaced row leaves its parent", ddl: fmt.Sprintf(family, "RESTRICT"), recursive: "OFF", label: "id", do: `REPLACE INTO t (id, pid) VALUES (10, 2); DELETE FROM t WHERE id = 11; DELETE FROM p WHERE id = 1`, want: "10=10* 12=12 †11",
-		check: `SELECT count(*) FROM tidemark_left l JOIN tidemark_tombstones d ON d.clientId = l.parentId AND d.tableName = l.parentTable`, answer: "1"},
-	{name: "an upsert leaves nothing", ddl: fmt.Sprintf(family, "RESTRICT"), label: "id", do: `INSERT INTO t (id, pid) VALUES (10, 2) ON CONFLICT DO NOTHING; DELETE FROM t WHERE id IN (10, 11); DELETE FROM p WHERE id = 1`, want: "12=12 †10 †11",
-		check: `SELECT count(*) FROM tidemark_left WHERE parentId NOT IN ('', '?')`, answer: "0"},
-	{name: "a tree is cut", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY, up INTEGER REFERENCES t ON DELETE CASCADE); INSERT INTO t VALUES (1, NULL), (2, 1), (3, 2), (4, NULL)`, foreignKeys: "ON", label: "id",
-		do: `DELETE FROM t WHERE id = 1`, want: "4=4 †1 †2 †3"},
+	{
+		name: "the parent is replaced, children cascade", ddl: fmt.Sprintf(family, "CASCADE"), foreignKeys: "ON", label: "id", do: `REPLACE INTO p (id, v) VALUES (1, 9)`, want: "12=12 †10 †11",
+		check: `SELECT count(*) FROM tidemark_tombstones WHERE tableName = 'p'`, answer: "0",
+	},
+	{
+		name: "a row leaves its parent, which is deleted", ddl: fmt.Sprintf(family, "RESTRICT"), label: "id", do: `UPDATE t SET v = 0; UPDATE t SET pid = 2 WHERE pid = 1; DELETE FROM p WHERE id = 1`, want: "10=10* 11=11* 12=12*",
+		check: `SELECT count(*) FROM tidemark_left l JOIN tidemark_tombstones d ON d.clientId = l.parentId AND d.tableName = l.parentTable`, answer: "2",
+	},
+	{
+		name: "the parent is deleted, then left", ddl: fmt.Sprintf(family, "NO ACTION"), foreignKeys: "OFF", label: "id", do: `DELETE FROM p WHERE id = 1; UPDATE t SET pid = NULL WHERE pid = 1`, want: "10=10* 11=11* 12=12",
+		check: `SELECT count(*) FROM tidemark_left l JOIN tidemark_tombstones d ON d.clientId = l.parentId AND d.tableName = l.parentTable`, answer: "2",
+	},
+	{
+		name: "a replaced row leaves its parent", ddl: fmt.Sprintf(family, "RESTRICT"), recursive: "OFF", label: "id", do: `REPLACE INTO t (id, pid) VALUES (10, 2); DELETE FROM t WHERE id = 11; DELETE FROM p WHERE id = 1`, want: "10=10* 12=12 †11",
+		check: `SELECT count(*) FROM tidemark_left l JOIN tidemark_tombstones d ON d.clientId = l.parentId AND d.tableName = l.parentTable`, answer: "1",
+	},
+	{
+		name: "an upsert leaves nothing", ddl: fmt.Sprintf(family, "RESTRICT"), label: "id", do: `INSERT INTO t (id, pid) VALUES (10, 2) ON CONFLICT DO NOTHING; DELETE FROM t WHERE id IN (10, 11); DELETE FROM p WHERE id = 1`, want: "12=12 †10 †11",
+		check: `SELECT count(*) FROM tidemark_left WHERE parentId NOT IN ('', '?')`, answer: "0",
+	},
+	{
+		name: "a tree is cut", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY, up INTEGER REFERENCES t ON DELETE CASCADE); INSERT INTO t VALUES (1, NULL), (2, 1), (3, 2), (4, NULL)`, foreignKeys: "ON", label: "id",
+		do: `DELETE FROM t WHERE id = 1`, want: "4=4 †1 †2 †3",
+	},
 
-	{name: "modified at", ddl: simple + `; CREATE TRIGGER m AFTER UPDATE OF v ON t BEGIN UPDATE t SET k = 'm' || NEW.id WHERE id = NEW.id; END`, label: "id",
-		do: `UPDATE t SET v = 4 WHERE id = 2; INSERT INTO t (id, v) VALUES (9, 9)`, want: "1=1 2=2* 3=3 9=new*"},
-	{name: "modified at, on any update", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY, v, m INTEGER); INSERT INTO t VALUES (1, 1, 1), (2, 2, 1);
+	{
+		name: "modified at", ddl: simple + `; CREATE TRIGGER m AFTER UPDATE OF v ON t BEGIN UPDATE t SET k = 'm' || NEW.id WHERE id = NEW.id; END`, label: "id",
+		do: `UPDATE t SET v = 4 WHERE id = 2; INSERT INTO t (id, v) VALUES (9, 9)`, want: "1=1 2=2* 3=3 9=new*",
+	},
+	{
+		name: "modified at, on any update", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY, v, m INTEGER); INSERT INTO t VALUES (1, 1, 1), (2, 2, 1);
 		CREATE TRIGGER m AFTER UPDATE ON t WHEN NEW.m IS OLD.m BEGIN UPDATE t SET m = coalesce(m, 0) + 1 WHERE id = NEW.id; END`, label: "id",
-		do: `UPDATE t SET v = 4 WHERE id = 2; INSERT INTO t (id, v) VALUES (9, 9); REPLACE INTO t (id, v) VALUES (1, 3)`, want: "1=1* 2=2* 9=new*"},
-	{name: "a counter in another table", ddl: simple + `; CREATE TABLE n (c INTEGER); INSERT INTO n VALUES (0); CREATE TRIGGER i AFTER INSERT ON t BEGIN UPDATE n SET c = c + 1; END`, label: "id",
-		do: `INSERT INTO t (v) VALUES (1), (2)`, want: "1=1 2=2 3=3 4=new* 5=new*", check: `SELECT c FROM n WHERE isDirty = 1`, answer: "2"},
-	{name: "replace in a trigger", ddl: simple + `; CREATE TABLE src (x); CREATE TRIGGER i AFTER INSERT ON src BEGIN REPLACE INTO t (id, k) VALUES (NEW.x, 'from ' || NEW.x); END`, label: "id",
-		do: `INSERT INTO src (x) VALUES (2), (6)`, want: "1=1 2=2* 3=3 6=new*"},
+		do: `UPDATE t SET v = 4 WHERE id = 2; INSERT INTO t (id, v) VALUES (9, 9); REPLACE INTO t (id, v) VALUES (1, 3)`, want: "1=1* 2=2* 9=new*",
+	},
+	{
+		name: "a counter in another table", ddl: simple + `; CREATE TABLE n (c INTEGER); INSERT INTO n VALUES (0); CREATE TRIGGER i AFTER INSERT ON t BEGIN UPDATE n SET c = c + 1; END`, label: "id",
+		do: `INSERT INTO t (v) VALUES (1), (2)`, want: "1=1 2=2 3=3 4=new* 5=new*", check: `SELECT c FROM n WHERE isDirty = 1`, answer: "2",
+	},
+	{
+		name: "replace in a trigger", ddl: simple + `; CREATE TABLE src (x); CREATE TRIGGER i AFTER INSERT ON src BEGIN REPLACE INTO t (id, k) VALUES (NEW.x, 'from ' || NEW.x); END`, label: "id",
+		do: `INSERT INTO src (x) VALUES (2), (6)`, want: "1=1 2=2* 3=3 6=new*",
+	},
 	{name: "a trigger moves the others aside", ddl: `CREATE TABLE t (id INTEGER PRIMARY KEY, pos INTEGER UNIQUE); INSERT INTO t VALUES (1, 1), (2, 2);
 		CREATE TRIGGER i BEFORE INSERT ON t WHEN NEW.id = 9 BEGIN UPDATE t SET pos = pos + 100 WHERE pos > 1; END`, label: "id", do: `REPLACE INTO t (id, pos) VALUES (9, 1)`, want: "2=2* 9=1*"},
-	{name: "a trigger replaces while we replace", ddl: simple + `; CREATE TRIGGER i BEFORE INSERT ON t WHEN NEW.id = 1 BEGIN REPLACE INTO t (id, k) VALUES (3, 'b'); END`, label: "id",
-		do: `REPLACE INTO t (id, k) VALUES (1, 'z')`, want: "1=1* 3=3* †2"},
-	{name: "a view in front", ddl: simple + `; CREATE VIEW w AS SELECT id, v FROM t; CREATE TRIGGER wi INSTEAD OF UPDATE ON w BEGIN UPDATE t SET v = NEW.v WHERE id = OLD.id; END`, label: "id",
-		do: `UPDATE w SET v = 0 WHERE id = 2`, want: "1=1 2=2* 3=3"},
+	{
+		name: "a trigger replaces while we replace", ddl: simple + `; CREATE TRIGGER i BEFORE INSERT ON t WHEN NEW.id = 1 BEGIN REPLACE INTO t (id, k) VALUES (3, 'b'); END`, label: "id",
+		do: `REPLACE INTO t (id, k) VALUES (1, 'z')`, want: "1=1* 3=3* †2",
+	},
+	{
+		name: "a view in front", ddl: simple + `; CREATE VIEW w AS SELECT id, v FROM t; CREATE TRIGGER wi INSTEAD OF UPDATE ON w BEGIN UPDATE t SET v = NEW.v WHERE id = OLD.id; END`, label: "id",
+		do: `UPDATE w SET v = 0 WHERE id = 2`, want: "1=1 2=2* 3=3",
+	},
 	{name: "the engine", ddl: simple, label: "id", do: `BEGIN; UPDATE tidemark_state SET applying = 1; UPDATE t SET v = 9; UPDATE tidemark_state SET applying = 0; COMMIT`, want: "1=1 2=2 3=3"},
 }
 
@@ -362,7 +410,7 @@ func TestTriggerLookupsSeek(t *testing.T) {
 	for _, table := range schema.Tables {
 		for _, o := range table.triggers(true, true) {
 			body := o.sql[strings.Index(o.sql, "BEGIN\n")+6 : strings.LastIndex(o.sql, "END")]
-			for _, s := range strings.Split(strings.TrimSpace(body), ";\n") {
+			for s := range strings.SplitSeq(strings.TrimSpace(body), ";\n") {
 				s = row.ReplaceAllString(strings.TrimSuffix(s, ";"), "(SELECT 'x')")
 				plan := strings.Join(queryPlan(t, db, s), "\n") + "\n"
 				scans := strings.Count(plan, "SCAN ") - strings.Count(plan, "SCAN CONSTANT ROW") - strings.Count(plan, "SCAN tidemark_state") - strings.Count(plan, "SCAN (subquery-")
@@ -445,7 +493,7 @@ func BenchmarkTriggers(b *testing.B) {
 			for _, how := range []string{"plain", "attached", "engine"} {
 				b.Run(fmt.Sprintf("%s/%d/%s", strings.Fields(query)[0], batch, how), func(b *testing.B) {
 					db := openTestDB(b, filepath.Join(b.TempDir(), "app.db"))
-					db.DB.SetMaxOpenConns(1)
+					db.SetMaxOpenConns(1)
 					mustExec(b, db, "PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL", ddl)
 					if how != "plain" {
 						mustAttach(b, db, AttachOptions{})

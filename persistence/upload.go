@@ -123,7 +123,7 @@ func (g *gatherer) top(p *plan, r *localRow) error {
 			g.truncate(g.closed)
 			return err
 		}
-		var deep *tooDeep
+		var deep *tooDeepError
 		if errors.As(err, &deep) && tries < 100_000 {
 			// A long chain: its far end goes first, in commits of its own.
 			g.truncate(g.closed)
@@ -143,12 +143,12 @@ func (g *gatherer) top(p *plan, r *localRow) error {
 	}
 }
 
-type tooDeep struct {
+type tooDeepError struct {
 	p *plan
 	r *localRow
 }
 
-func (*tooDeep) Error() string { return "too many new ancestors" }
+func (*tooDeepError) Error() string { return "too many new ancestors" }
 
 func (g *gatherer) truncate(n int) {
 	for _, w := range g.writes[n:] {
@@ -167,21 +167,23 @@ func (g *gatherer) add(p *plan, r *localRow, depth int) (bool, error) {
 	case g.cur.Held[k]:
 		return false, nil
 	case depth > maxDepth:
-		return false, &tooDeep{p, r}
+		return false, &tooDeepError{p, r}
 	}
 	refused, err := g.refusedBefore(p, r)
 	if err != nil {
 		return false, err
 	}
 	if refused {
-		return false, g.hold(k, messages.TableCounts{Dead: 1})
+		g.hold(k, messages.TableCounts{Dead: 1})
+		return false, nil
 	}
 	d := p.document(r, g.me)
 	if reason := g.unfit(p, r, &d); reason != "" {
 		if err := g.tx.setAside(&d, reason, r.updatedOn); err != nil {
 			return false, err
 		}
-		return false, g.hold(k, messages.TableCounts{Dead: 1})
+		g.hold(k, messages.TableCounts{Dead: 1})
+		return false, nil
 	}
 	g.visiting[k] = depth
 	defer delete(g.visiting, k)
@@ -208,7 +210,8 @@ func (g *gatherer) add(p *plan, r *localRow, depth int) (bool, error) {
 			}
 		}
 		if !ok {
-			return false, g.hold(k, messages.TableCounts{Waiting: 1})
+			g.hold(k, messages.TableCounts{Waiting: 1})
+			return false, nil
 		}
 	}
 	if g.in[k] { // a circle brought it in
@@ -242,10 +245,9 @@ func (g *gatherer) put(w messages.Write) error {
 	return nil
 }
 
-func (g *gatherer) hold(k messages.DocumentKey, c messages.TableCounts) error {
+func (g *gatherer) hold(k messages.DocumentKey, c messages.TableCounts) {
 	g.cur.Hold(k.Table, k.ID)
 	g.cur.Counts.Table(k.Table, c)
-	return nil
 }
 
 // refusedBefore: the server has refused this row as it is; only an edit, or a
@@ -320,7 +322,7 @@ func (g *gatherer) tombstones() error {
 				}
 				k := messages.DocumentKey{Table: p.t.Name, ID: w.Document.ID}
 				if waits {
-					_ = g.hold(k, messages.TableCounts{Waiting: 1})
+					g.hold(k, messages.TableCounts{Waiting: 1})
 				} else if !g.cur.Held[k] {
 					g.closed = len(g.writes)
 					if err := g.put(w); err != nil {

@@ -103,7 +103,7 @@ func (s *BackUp) replace(ctx context.Context, old messages.Manifest, etag string
 	if err != nil {
 		return "", err
 	}
-	defer body.Close() //nolint:errcheck // only temporary files are left, and the next start removes them
+	defer body.Close()
 	if !snap.Seen.Covers(old.Current.Seen) {
 		return "", nil
 	}
@@ -180,7 +180,7 @@ func ReadManifest(ctx context.Context, store ObjectStore, use *messages.StoreUse
 	if err != nil {
 		return messages.Manifest{}, "", fmt.Errorf("read the manifest: %w", err)
 	}
-	defer body.Close() //nolint:errcheck // read to its end
+	defer body.Close()
 	raw, err := io.ReadAll(io.LimitReader(body, maxManifest+1))
 	use.BytesDown += int64(len(raw))
 	if err != nil {

@@ -83,6 +83,7 @@ func (r *Remote) commitError(ctx context.Context, op string, err error) error {
 		if strings.Contains(text, "/documents/") {
 			return fmt.Errorf("firestore: %s: %w: %w", op, messages.ErrConflict, err)
 		}
+	default:
 	}
 	return r.classified(op, err)
 }
@@ -91,9 +92,9 @@ func (r *Remote) classified(op string, err error) error {
 	class, remedy := classify(err)
 	switch {
 	case errors.Is(class, messages.ErrNotFound):
-		remedy = fmt.Sprintf("create the database (`gcloud firestore databases create`) or correct the project id; looked for %s", r.database)
+		remedy = "create the database (`gcloud firestore databases create`) or correct the project id; looked for " + r.database
 	case errors.Is(class, messages.ErrUnauthorized) && remedy == "":
-		remedy = fmt.Sprintf("give this account the role roles/datastore.user in project %s", r.project)
+		remedy = "give this account the role roles/datastore.user in project " + r.project
 	}
 	if remedy != "" {
 		return fmt.Errorf("firestore: %s: %w: %s: %w", op, class, remedy, err)
@@ -133,6 +134,7 @@ func classify(err error) (class error, remedy string) {
 		if strings.Contains(text, "marshal") && strings.Contains(text, "utf-8") {
 			return messages.ErrRejected, ""
 		}
+	default: // Unavailable, Aborted, DeadlineExceeded, and what nobody has heard of
 	}
 	return messages.ErrUnavailable, ""
 }

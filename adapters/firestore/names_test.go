@@ -1,6 +1,7 @@
 package firestore
 
 import (
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -13,9 +14,11 @@ var awkward = rapid.Custom(func(t *rapid.T) string {
 		"deleted", "`", `\`, " ", "é", "a", "25", "44", "D",
 	}
 	name := ""
+	var nameSb16 strings.Builder
 	for _, p := range rapid.SliceOfN(rapid.SampledFrom(pieces), 0, 4).Draw(t, "pieces") {
-		name += p
+		nameSb16.WriteString(p)
 	}
+	name += nameSb16.String()
 	return name
 })
 

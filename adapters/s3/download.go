@@ -40,7 +40,7 @@ func (d *download) Read(p []byte) (int, error) {
 	n, err := d.body.Read(p)
 	d.guard.rest()
 	switch {
-	case err == nil || err == io.EOF: //nolint:errorlint // an error that wraps it is no end
+	case err == nil || err == io.EOF:
 		return n, err
 	case d.ctx.Err() != nil:
 		return n, ended(d.ctx, d.op)

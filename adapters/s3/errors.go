@@ -48,7 +48,7 @@ func (s *Store) failed(ctx context.Context, op string, err error) error {
 	case errors.Is(class, messages.ErrNotFound) && errorCode(err) == "NoSuchBucket":
 		remedy = fmt.Sprintf("create the bucket %s or correct its name", s.bucket)
 	case errors.Is(class, messages.ErrUnauthorized) && remedy == "":
-		remedy = fmt.Sprintf("allow this account s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket and s3:AbortMultipartUpload on bucket %s", s.bucket)
+		remedy = "allow this account s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket and s3:AbortMultipartUpload on bucket " + s.bucket
 	}
 	if remedy != "" {
 		return fmt.Errorf("s3: %s: %w: %s: %w", op, class, remedy, err)
@@ -117,8 +117,7 @@ func noCredentials(err error) (class error, remedy string) {
 
 // errorCode is the server's code, "" when there was no answer.
 func errorCode(err error) string {
-	var api smithy.APIError
-	if errors.As(err, &api) {
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		return api.ErrorCode()
 	}
 	return ""

@@ -94,7 +94,7 @@ func fill(body io.Reader, buf []byte) (n int, end bool, err error) {
 	for n < len(buf) {
 		m, err := body.Read(buf[n:])
 		n += m
-		if err == io.EOF { //nolint:errorlint // an error that wraps it is no end
+		if err == io.EOF {
 			return n, true, nil
 		}
 		if err != nil {
@@ -144,7 +144,7 @@ func (u *upload) whole(ctx context.Context, body []byte) (etag string, modifiedO
 		if httpStatus(err) != http.StatusConflict || try == conflictTries || ctx.Err() != nil {
 			return "", 0, u.finalError(ctx, err)
 		}
-		pause := time.NewTimer(time.Duration(try) * (50 + rand.N[time.Duration](100)) * time.Millisecond)
+		pause := time.NewTimer(time.Duration(try*(50+rand.IntN(100))) * time.Millisecond)
 		select {
 		case <-ctx.Done():
 			pause.Stop()

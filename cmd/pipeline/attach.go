@@ -29,7 +29,7 @@ Your own columns and rows stay as they are.`,
 				return err
 			}
 			ctx := cmd.Context()
-			db, err := openDatabase(ctx, s.db)
+			db, err := a.openDatabase(ctx, s.db)
 			if err != nil {
 				return err
 			}

@@ -56,7 +56,9 @@ type database struct {
 }
 
 // openDatabase opens an existing file and looks whether it is a database at all.
-func openDatabase(ctx context.Context, name setting) (*database, error) {
+func (a *app) openDatabase(ctx context.Context, name setting) (*database, error) {
+	a.progress.begin("opening "+name.text, nil) // somebody may hold it
+	defer a.progress.end()
 	path, err := checkPath(name.text)
 	if err != nil {
 		return nil, err

@@ -52,16 +52,25 @@ func untilCommand(args []string) error {
 }
 
 // firestoreOf runs a command against a server that handles every call with answer.
+// Calls wait until the command has its process.
 func firestoreOf(cmd *exec.Cmd, answer grpc.StreamHandler) error {
+	started := make(chan struct{})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	server := grpc.NewServer(grpc.UnknownServiceHandler(answer))
+	server := grpc.NewServer(grpc.UnknownServiceHandler(func(srv any, s grpc.ServerStream) error {
+		<-started
+		return answer(srv, s)
+	}))
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	cmd.Env = append(cmd.Env, "FIRESTORE_EMULATOR_HOST="+l.Addr().String())
-	err = cmd.Run()
+	err = cmd.Start()
+	close(started)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	server.Stop()
 	return errors.Join(err, <-served)
 }

@@ -55,6 +55,8 @@ func TestMain(m *testing.M) {
 		"repeat": helper(repeatCommand),
 		// locked FILE COMMAND… runs a command while somebody holds the database.
 		"locked": helper(lockedCommand),
+		// onscreen COMMAND… gives a command the terminal for its standard error.
+		"onscreen": helper(onscreenCommand),
 		// until TEXT SIGNAL COMMAND… sends a signal when the command has printed a text.
 		"until": helper(untilCommand),
 		// answering CODE TEXT COMMAND… plays a Firestore that answers every call so.
@@ -307,4 +309,14 @@ func widestCommand(args []string) error {
 		}
 	}
 	return nil
+}
+
+func onscreenCommand(args []string) error {
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	cmd := child(args)
+	cmd.Stderr = tty
+	return errors.Join(cmd.Run(), tty.Close())
 }

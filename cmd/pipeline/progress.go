@@ -91,7 +91,7 @@ func (p *progress) draw(stop, done chan struct{}) {
 		if since < progressAfter {
 			continue
 		}
-		line := fmt.Sprintf("%3.0f s  %s", since.Seconds(), what)
+		line := fmt.Sprintf("%.0f s  %s", since.Seconds(), what)
 		if more != nil {
 			if m := more(); m != "" {
 				line += ", " + m

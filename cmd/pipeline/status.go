@@ -29,7 +29,7 @@ server and costs nothing.`,
 			if err != nil {
 				return err
 			}
-			db, err := openDatabase(ctx, s.db)
+			db, err := a.openDatabase(ctx, s.db)
 			if err != nil {
 				return err
 			}

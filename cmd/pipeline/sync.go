@@ -134,7 +134,7 @@ func (a *app) open(cmd *cobra.Command) (_ *work, err error) {
 			w.close()
 		}
 	}()
-	if w.db, err = openDatabase(ctx, s.db); err != nil {
+	if w.db, err = a.openDatabase(ctx, s.db); err != nil {
 		return nil, err
 	}
 	w.closers = append(w.closers, w.db)

@@ -24,7 +24,7 @@ tables, each after those whose rows it refers to: the order of their download.`,
 				a.out.printf("%s", tidemark.Topology().Mermaid())
 				return nil
 			}
-			db, err := openDatabase(ctx, s.db)
+			db, err := a.openDatabase(ctx, s.db)
 			if err != nil {
 				return err
 			}
