@@ -70,11 +70,18 @@ func Attach(ctx context.Context, db *bun.DB, tables ...Table) (Attached, error) 
 	return a, local.SetOptions(ctx, options)
 }
 
-// ReadStatus reads how an attached database stands, without a remote.
-func ReadStatus(ctx context.Context, db *bun.DB) (Status, error) {
+// Reset lets an attached database start over with another remote: every row is dirty
+// again, and what was known of the old server is forgotten.
+func Reset(ctx context.Context, db *bun.DB) error {
 	local, err := persistence.Open(ctx, db, persistence.DeviceInfo{})
 	if err != nil {
-		return Status{}, err
+		return err
 	}
-	return statusOf(ctx, local)
+	return local.Reset(ctx)
+}
+
+// ReadStatus reads how an attached database stands, without a remote and without
+// writing to it.
+func ReadStatus(ctx context.Context, db *bun.DB) (Status, error) {
+	return statusOf(ctx, persistence.View(db))
 }

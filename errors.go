@@ -19,6 +19,8 @@ var (
 	ErrRejected = messages.ErrRejected
 	// ErrNotAttached: call Attach first.
 	ErrNotAttached = persistence.ErrNotAttached
+	// ErrOtherScope: the database was synced with another remote; see Reset.
+	ErrOtherScope = persistence.ErrOtherScope
 	// ErrLocked: another program holds a long transaction on the database.
 	ErrLocked = persistence.ErrLocked
 	// ErrDiskFull: there is no room; nothing was changed.

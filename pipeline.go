@@ -124,6 +124,9 @@ func (p *Pipeline) sync(ctx context.Context, full bool) (Report, error) {
 	if err := p.current(ctx); err != nil {
 		return Report{}, err
 	}
+	if err := p.local.Bind(ctx, p.remote.Scope()); err != nil {
+		return Report{}, err
+	}
 	cycle := newCycle()
 	var again bool
 	for round := range p.set.rounds {

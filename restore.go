@@ -5,8 +5,10 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"net/url"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/gofrs/flock"
 
@@ -32,8 +34,9 @@ type restoreSettings struct {
 // RestoreOption changes a default of Restore.
 type RestoreOption func(*restoreSettings)
 
-// RestoreDriver names the database/sql driver to check the file with. The default
-// is the one that the program has registered as "sqlite" or "sqlite3".
+// RestoreDriver names the database/sql driver to check the file with; it is given
+// the plain path. The default is the one that the program has registered as "sqlite"
+// (modernc.org/sqlite) or "sqlite3" (mattn/go-sqlite3), with the path as a URI.
 func RestoreDriver(name string) RestoreOption {
 	return func(s *restoreSettings) { s.driver = name }
 }
@@ -70,8 +73,10 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 		return out, fmt.Errorf("restore: %w", err)
 	}
 	lock := flock.New(path + ".tidemark-lock")
-	if ok, err := lock.TryLock(); err != nil || !ok {
-		return out, fmt.Errorf("restore: %s is being synced or restored by another program: %w", path, errors.Join(ErrLocked, err))
+	if ok, err := lock.TryLock(); err != nil {
+		return out, fmt.Errorf("restore: %s cannot be written: %w", path, errors.Join(ErrReadOnly, err))
+	} else if !ok {
+		return out, fmt.Errorf("restore: %s is being synced or restored by another program: %w", path, ErrLocked)
 	}
 	defer lock.Unlock() //nolint:errcheck // the process's end releases it too
 	if err := persistence.RemoveTemporary(path); err != nil {
@@ -119,7 +124,21 @@ func (s restoreSettings) opener() (persistence.Opener, error) {
 	if driver == "" {
 		return nil, fmt.Errorf("%w: Restore finds no SQLite driver: import one, or name it with RestoreDriver", ErrInvalidOption)
 	}
-	return func(path string) (*sql.DB, error) { return sql.Open(driver, path) }, nil
+	return func(path string) (*sql.DB, error) {
+		if s.driver == "" {
+			path = fileURI(path)
+		}
+		return sql.Open(driver, path)
+	}, nil
+}
+
+// fileURI spells an absolute path so that drivers take no part of it for options.
+func fileURI(path string) string {
+	path = filepath.ToSlash(path)
+	if !strings.HasPrefix(path, "/") {
+		path = "/" + path // a Windows drive
+	}
+	return (&url.URL{Scheme: "file", Path: path}).String()
 }
 
 type metered struct {

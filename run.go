@@ -39,7 +39,7 @@ func (p *Pipeline) Run(ctx context.Context, report ...func(Report, error)) error
 			wait = p.set.interval
 		case cycles.Err() != nil:
 			return nil
-		case errors.Is(err, ErrUnauthorized), errors.Is(err, ErrNotFound), errors.Is(err, ErrNotAttached), errors.Is(err, ErrNotDatabase):
+		case errors.Is(err, ErrUnauthorized), errors.Is(err, ErrNotFound), errors.Is(err, ErrNotAttached), errors.Is(err, ErrNotDatabase), errors.Is(err, ErrOtherScope):
 			return err
 		default:
 			wait = min(wait*2, max(p.set.interval, 5*time.Minute))

@@ -25,7 +25,7 @@ type Report struct {
 // StageTime is how long one step took, in milliseconds.
 type StageTime struct {
 	Name  string  `json:"name"`
-	Table string  `json:"table,omitempty"`
+	Table string  `json:"table"`
 	Ms    float64 `json:"ms"`
 	Error string  `json:"error,omitempty"`
 }

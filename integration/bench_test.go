@@ -122,7 +122,7 @@ func boxID(n int) string { return fmt.Sprintf("%032x", n) }
 // when the engine does not write there.
 func benchDatabase(b *testing.B, triggers bool) *bun.DB {
 	b.Helper()
-	raw, err := sql.Open("sqlite", "file:"+filepath.Join(b.TempDir(), "app.db")+"?_pragma=busy_timeout(10000)")
+	raw, err := sql.Open("sqlite", "file:"+filepath.Join(b.TempDir(), "app.db")+"?_pragma=busy_timeout(10000)&_pragma=foreign_keys(1)")
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -1,7 +1,10 @@
 package integration
 
 import (
+	"errors"
 	"testing"
+
+	tidemark "github.com/tidemark-sync/tidemark"
 )
 
 const notesSchema = `
@@ -201,4 +204,29 @@ CREATE TABLE note_tag (note INTEGER REFERENCES note(id), tag INTEGER REFERENCES 
 			}
 		})
 	}
+}
+
+// A database that has synced with one remote is not taken to another by mistake:
+// there it would look as if everything had gone up already.
+func TestAnotherRemote(t *testing.T) {
+	f, g := newFleet(t, notesSchema), newFleet(t, notesSchema)
+	a := f.device("a")
+	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
+	a.exec(`INSERT INTO note (notebook, title) VALUES (1, 'one'), (1, 'two')`)
+	a.exec(`DELETE FROM note WHERE title = 'two'`)
+	a.sync()
+	moved := g.on(a.path, a.db)
+	if _, err := moved.p.Sync(t.Context()); !errors.Is(err, tidemark.ErrOtherScope) {
+		t.Fatalf("another remote: %v", err)
+	}
+	a.sync() // the first one still works
+	if err := tidemark.Reset(t.Context(), a.db); err != nil {
+		t.Fatal(err)
+	}
+	if r := moved.sync(); r.Total().Uploaded != 2 || !r.InStep {
+		t.Errorf("after a reset: %+v", r)
+	}
+	b := g.device("b")
+	b.sync()
+	same(t, moved, b)
 }

@@ -50,6 +50,7 @@ type applier struct {
 // rowRef is what is known of a local row before its document is applied.
 type rowRef struct {
 	dirty   bool
+	named   bool // serverId is the document's id: to set it again would cost its index
 	version int64
 }
 
@@ -235,11 +236,11 @@ func (a *applier) look(docs []messages.Document) error {
 	if err != nil {
 		return err
 	}
-	err = a.tx.each(`SELECT t.clientId, t.isDirty, coalesce(t.serverVersion, 0) FROM json_each(?) AS j CROSS JOIN `+a.p.name+` AS t ON t.clientId = j.value`,
+	err = a.tx.each(`SELECT t.clientId, t.isDirty, t.serverId IS t.clientId, coalesce(t.serverVersion, 0) FROM json_each(?) AS j CROSS JOIN `+a.p.name+` AS t ON t.clientId = j.value`,
 		[]any{string(list)}, func(scan func(...any) error) error {
 			var id string
 			r := &rowRef{}
-			err := scan(&id, &r.dirty, &r.version)
+			err := scan(&id, &r.dirty, &r.named, &r.version)
 			a.rows[id] = r
 			return err
 		})
@@ -534,13 +535,13 @@ func (a *applier) insertion(verb string, d *messages.Document, cols []int, vals 
 // rowStatement is the statement for the columns that the last document had: most
 // documents of a table have the same.
 type rowStatement struct {
-	verb, query string
-	cols        []int
+	first, query string
+	cols         []int
 }
 
-func (s *rowStatement) text(verb string, cols []int, build func(verb string, cols []int) string) string {
-	if s.query == "" || s.verb != verb || !slices.Equal(s.cols, cols) {
-		*s = rowStatement{verb, build(verb, cols), slices.Clone(cols)}
+func (s *rowStatement) text(first string, cols []int, build func(first string, cols []int) string) string {
+	if s.query == "" || s.first != first || !slices.Equal(s.cols, cols) {
+		*s = rowStatement{first, build(first, cols), slices.Clone(cols)}
 	}
 	return s.query
 }
@@ -555,12 +556,13 @@ func (p *plan) insertSQL(verb string, cols []int) string {
 		") VALUES (?, ?, ?, ?, ?, 0, ?" + marks.String() + ")"
 }
 
-func (p *plan) updateSQL(verb string, cols []int) string {
+func (p *plan) updateSQL(first string, cols []int) string {
 	var set strings.Builder
+	set.WriteString("UPDATE " + p.name + " SET " + first + "createdOn = ?, updatedOn = ?, updatedBy = ?, isDirty = ?, serverVersion = ?")
 	for _, c := range cols {
 		set.WriteString(", " + p.cols[c].quoted + " = ?")
 	}
-	return verb + p.name + " SET serverId = ?, createdOn = ?, updatedOn = ?, updatedBy = ?, isDirty = ?, serverVersion = ?" + set.String() + " WHERE clientId = ?"
+	return set.String() + " WHERE clientId = ?"
 }
 
 // update overwrites the columns that the document has. updatedOn 0 takes the
@@ -583,15 +585,19 @@ func (a *applier) update(d *messages.Document, updatedOn int64) (outcome, error)
 		return 0, err
 	}
 	args := make([]any, 0, 7+len(vals))
-	args = append(args, d.ID, d.CreatedOn, updatedOn, by, dirty, d.UpdateTime)
+	args = append(args, d.CreatedOn, updatedOn, by, dirty, d.UpdateTime)
 	given := make([]int, 0, len(cols))
 	for i, c := range cols {
 		if !a.p.cols[c].surrogate { // a local number stays
 			given, args = append(given, c), append(args, vals[i])
 		}
 	}
+	first := ""
+	if r := a.rows[d.ID]; r == nil || !r.named {
+		first = "serverId = clientId, "
+	}
 	args = append(args, d.ID)
-	if _, err := a.tx.run(a.updates.text("UPDATE ", given, a.p.updateSQL), args...); err != nil {
+	if _, err := a.tx.run(a.updates.text(first, given, a.p.updateSQL), args...); err != nil {
 		return a.refused(err)
 	}
 	if dirty == 0 {
@@ -599,7 +605,7 @@ func (a *applier) update(d *messages.Document, updatedOn int64) (outcome, error)
 			return 0, err
 		}
 	}
-	a.rows[d.ID] = &rowRef{version: d.UpdateTime, dirty: dirty == 1}
+	a.rows[d.ID] = &rowRef{version: d.UpdateTime, named: true, dirty: dirty == 1}
 	if moved {
 		if err := a.edited(d.ID); err != nil {
 			return 0, err

@@ -13,6 +13,8 @@ import (
 var (
 	// ErrNotAttached: the database has no tracked tables yet. Call Attach.
 	ErrNotAttached = errors.New("the database is not attached")
+	// ErrOtherScope: the database was synced with another remote.
+	ErrOtherScope = errors.New("the database was synced with another remote")
 	// ErrLocked: another program holds a long transaction on the database.
 	ErrLocked = errors.New("the database is locked by another program: end its transaction and try again")
 	// ErrDiskFull: there is no room. Nothing was changed.

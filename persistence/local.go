@@ -25,6 +25,9 @@ type Local struct {
 // DeviceInfo describes this installation to people, in its Devices record.
 type DeviceInfo struct{ Name, Platform, Version string }
 
+// View is the engine's side of an attached database for reading.
+func View(db *bun.DB) *Local { return &Local{db: db} }
+
 // Open prepares the engine's side of an attached (or not yet attached) database:
 // it creates the bookkeeping tables where they are missing and mints an
 // installation id for a file that has none, which is a new or a restored one.
@@ -166,7 +169,7 @@ func prepareConn(ctx context.Context, conn *sql.Conn) (restore func(), err error
 // them twice, with a shorter log it checkpoints after every transaction.
 const (
 	pageCacheKiB   = 16 << 10
-	pageCheckpoint = 16_000 // pages of the file, usually of 4 KiB
+	pageCheckpoint = 32_000 // pages of the file, usually of 4 KiB
 )
 
 // preparePage prepares a connection for a page of a download. What a power cut

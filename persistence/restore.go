@@ -113,7 +113,7 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 		return fmt.Errorf("look into %s: %w", path, explain(err))
 	}
 	if dirty += n; dirty > 0 {
-		return fmt.Errorf("%s has %d changes that were not uploaded: sync it first, or move it away: %w", path, dirty, ErrUnsynced)
+		return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away: %w", path, dirty, ErrUnsynced)
 	}
 	return nil
 }

@@ -27,7 +27,7 @@ type Inbox interface {
 // is read again when it is cut off. A query asks for more than one page's worth,
 // because every query costs a round trip.
 const (
-	pageDocuments  = 1000
+	pageDocuments  = 2000
 	pageBytes      = 4 << 20
 	queryDocuments = 10_000
 )

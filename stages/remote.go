@@ -9,6 +9,10 @@ import (
 
 // DeviceReader reads the Devices collection.
 type DeviceReader interface {
+	// Scope names what the remote holds, the same in every process and for ever: a
+	// database that has synced with one scope must not go on with another, whose
+	// numbers mean other commits. "" when the remote cannot tell.
+	Scope() string
 	// Devices returns the records whose uploadedOn is after since (Unix ms, of the
 	// server's clock), our own included, and the read time of the answer – also
 	// when it is empty. With since 0 it returns every record that has an

@@ -30,8 +30,8 @@ const (
 // A version holds from updateTime until until, which is NULL for what is there
 // now. A purge ends the last version and adds none.
 var schema = []string{
-	`CREATE TABLE clock (id INTEGER PRIMARY KEY CHECK (id = 1), last INTEGER NOT NULL)`,
-	`INSERT INTO clock (id, last) VALUES (1, 0)`,
+	`CREATE TABLE clock (id INTEGER PRIMARY KEY CHECK (id = 1), last INTEGER NOT NULL, scope TEXT NOT NULL)`,
+	`INSERT INTO clock (id, last, scope) VALUES (1, 0, 'file:' || lower(hex(randomblob(16))))`,
 	`CREATE TABLE devices (
 		id TEXT PRIMARY KEY,
 		updateTime INTEGER NOT NULL,
@@ -67,7 +67,11 @@ type Remote struct {
 	// writer syncs every commit to the disk. clock moves the clock on, which need
 	// not survive a power cut: the machine's own clock does. reader never writes.
 	writer, clock, reader *sql.DB
+	scope                 string
 }
+
+// Scope is minted with the remote and stays when its folder moves.
+func (r *Remote) Scope() string { return r.scope }
 
 // OpenRemote opens the remote in a folder, and makes the folder (not its parents)
 // and the remote when they do not exist. Errors: messages.ErrNotFound when dir is
@@ -120,6 +124,9 @@ func openRemote(dir string) (*Remote, error) {
 		return nil, errors.Join(err, r.Close())
 	}
 	if err := r.prepare(ctx); err != nil {
+		return nil, errors.Join(classify(ctx, err), r.Close())
+	}
+	if err := r.reader.QueryRowContext(ctx, `SELECT scope FROM clock`).Scan(&r.scope); err != nil {
 		return nil, errors.Join(classify(ctx, err), r.Close())
 	}
 	return r, nil

@@ -118,6 +118,9 @@ func (r *Remote) connect(ctx context.Context, emulator string, opts []option.Cli
 	return nil
 }
 
+// Scope is the resource name below which the collections live.
+func (r *Remote) Scope() string { return r.parent }
+
 // Close gives up the connection.
 func (r *Remote) Close() error {
 	if err := r.client.Close(); err != nil {

@@ -28,6 +28,9 @@ func NewRemote() *Remote { return NewServer().Remote() }
 // Server returns the server that the handle talks to.
 func (r *Remote) Server() *Server { return r.server }
 
+// Scope is the server's, for as long as it lives.
+func (r *Remote) Scope() string { return r.server.scope }
+
 // Bill returns what this handle was billed so far.
 func (r *Remote) Bill() Bill {
 	r.server.mu.Lock()

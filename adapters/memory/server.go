@@ -2,6 +2,7 @@ package memory
 
 import (
 	"cmp"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -35,6 +36,7 @@ func (b *Bill) add(o Bill) {
 
 // Server is the database that Remotes talk to. The zero value is not usable.
 type Server struct {
+	scope   string
 	mu      sync.Mutex
 	last    int64 // µs, the greatest time given out
 	devices map[string]messages.Device
@@ -60,7 +62,7 @@ type delayed struct {
 
 // NewServer returns an empty database.
 func NewServer() *Server {
-	return &Server{devices: map[string]messages.Device{}, tables: map[string]*table{}}
+	return &Server{scope: "memory:" + rand.Text(), devices: map[string]messages.Device{}, tables: map[string]*table{}}
 }
 
 // Remote returns a new handle without faults.

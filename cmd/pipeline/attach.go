@@ -9,8 +9,9 @@ import (
 )
 
 func (a *app) attach() *cobra.Command {
-	return a.takes(&cobra.Command{
-		Use:   "attach --db FILE [--exclude TABLE]…",
+	var reset bool
+	cmd := a.takes(&cobra.Command{
+		Use:   "attach --db FILE [--exclude TABLE]… [--reset]",
 		Short: "make a database ready for sync: once, and whenever you like",
 		Long: `attach makes an existing SQLite database ready for sync. Every table gets the
 columns that tell what changed (createdOn, updatedOn, updatedBy, serverId,
@@ -44,10 +45,18 @@ Your own columns and rows stay as they are.`,
 			if err != nil {
 				return db.failed(cause(ctx, err))
 			}
+			if reset {
+				if err := tidemark.Reset(ctx, db.DB); err != nil {
+					return db.failed(cause(ctx, err))
+				}
+				a.out.printf("%s has forgotten its server: every row is dirty, and the next sync may go to another.\n", plain(s.db.text))
+			}
 			a.tellAttached(s, done)
 			return nil
 		},
 	}, "db", "exclude")
+	cmd.Flags().BoolVar(&reset, "reset", false, "forget the server, to start over with another one")
+	return cmd
 }
 
 func (a *app) tellAttached(s settings, d tidemark.Attached) {

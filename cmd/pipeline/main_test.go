@@ -76,6 +76,7 @@ func TestMain(m *testing.M) {
 func environment(env *testscript.Env) error {
 	env.Vars = append(env.Vars,
 		"TERM=dumb",
+		"GORACE=atexit_sleep_ms=0", // else, under the race detector, every command sleeps for a second
 		"AWS_EC2_METADATA_DISABLED=true",
 		"AWS_CONFIG_FILE="+filepath.Join(env.WorkDir, "no-aws-config"),
 		"AWS_SHARED_CREDENTIALS_FILE="+filepath.Join(env.WorkDir, "no-aws-credentials"),
