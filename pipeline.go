@@ -124,7 +124,7 @@ func (p *Pipeline) sync(ctx context.Context, full bool) (Report, error) {
 	if err := p.current(ctx); err != nil {
 		return Report{}, err
 	}
-	if err := p.local.Bind(ctx, p.remote.Scope()); err != nil {
+	if err := p.local.CheckScope(ctx, p.remote.Scope()); err != nil {
 		return Report{}, err
 	}
 	cycle := newCycle()
@@ -132,6 +132,10 @@ func (p *Pipeline) sync(ctx context.Context, full bool) (Report, error) {
 	for round := range p.set.rounds {
 		var last messages.BackupReady
 		last, err = p.round(ctx, messages.SyncRequested{Cycle: cycle, Round: round, Full: full})
+		if berr := p.bind(context.WithoutCancel(ctx), cycle, round); berr != nil {
+			err = errors.Join(err, berr)
+			break
+		}
 		if errors.Is(err, messages.ErrReadTimeTooOld) {
 			continue // a new check, and on from the positions
 		}
@@ -149,6 +153,16 @@ func (p *Pipeline) sync(ctx context.Context, full bool) (Report, error) {
 		err = p.local.TrimLedger(ctx)
 	}
 	return report, err
+}
+
+// bind ties the database to the remote's scope once that has answered; a URL that
+// was mistyped ties it to nothing.
+func (p *Pipeline) bind(ctx context.Context, cycle string, round int) error {
+	answered, err := p.local.StageDone(ctx, cycle, round, messages.StageCheckDevices)
+	if err != nil || !answered {
+		return err
+	}
+	return p.local.Bind(ctx, p.remote.Scope())
 }
 
 // current attaches again when the application changed its schema.

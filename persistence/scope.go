@@ -5,19 +5,28 @@ import (
 	"fmt"
 )
 
-// Bind ties the database to the scope of a remote at the first sync, and refuses
-// another one later with ErrOtherScope: what was seen of it, and the versions of the
-// rows, mean nothing there.
+// CheckScope refuses another remote than the one the database is bound to with
+// ErrOtherScope: what was seen of that, and the versions of the rows, mean nothing
+// here.
+func (l *Local) CheckScope(ctx context.Context, scope string) error {
+	var was string
+	if err := l.db.DB.QueryRowContext(ctx, `SELECT scope FROM tidemark_state`).Scan(&was); err != nil {
+		return fmt.Errorf("read the remote's scope: %w", explain(err))
+	}
+	if scope != "" && was != "" && was != scope {
+		return fmt.Errorf("%w: %s, and this is %s; go back to it, or reset the database to start over with this one (pipeline attach --reset)", ErrOtherScope, was, scope)
+	}
+	return nil
+}
+
+// Bind ties the database to a scope, if it is not yet.
 func (l *Local) Bind(ctx context.Context, scope string) error {
 	var was string
 	if err := l.db.DB.QueryRowContext(ctx, `SELECT scope FROM tidemark_state`).Scan(&was); err != nil {
 		return fmt.Errorf("read the remote's scope: %w", explain(err))
 	}
-	switch {
-	case scope == "" || was == scope:
+	if was != "" || scope == "" {
 		return nil
-	case was != "":
-		return fmt.Errorf("%w: %s, and this is %s; go back to it, or reset the database to start over with this one (pipeline attach --reset)", ErrOtherScope, was, scope)
 	}
 	return l.write(ctx, func(tx *tx) error { return tx.exec(`UPDATE tidemark_state SET scope = ?`, scope) })
 }
