@@ -1,0 +1,371 @@
+package persistence
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+// values maps a document's fields to the row's columns: the columns it has, in the
+// plan's order, and their values. reason says what is in the way.
+func (a *applier) values(d *messages.Document) (cols []int, vals []any, out outcome, err error) {
+	p := a.p
+	cols = make([]int, 0, len(p.cols))
+	vals = make([]any, 0, len(p.cols)+7)
+	a.moved = false
+	for i := range p.cols {
+		c := &p.cols[i]
+		v, ok := d.Fields[c.Name]
+		if !ok {
+			continue
+		}
+		if c.ref >= 0 && v != nil {
+			id, isID := v.(string)
+			if !isID {
+				a.reason = fmt.Sprintf("column %q refers to table %q and the document has no document id there", c.Name, p.refs[c.ref].parent.Name)
+				return nil, nil, dead, nil
+			}
+			key, err := a.parentKey(&p.refs[c.ref], id)
+			if err != nil {
+				return nil, nil, 0, err
+			}
+			if key == nil {
+				a.reason = fmt.Sprintf("waits for its parent, document %s of table %q", id, p.refs[c.ref].parent.Name)
+				return nil, nil, waiting, nil
+			}
+			v = key[0]
+		} else if err := fits(c.Column, v); err != nil {
+			if c.surrogate && v == nil {
+				continue
+			}
+			a.reason = err.Error()
+			return nil, nil, dead, nil
+		}
+		cols = append(cols, i)
+		vals = append(vals, toSQL(v))
+	}
+	for i := range p.refs {
+		r := &p.refs[i]
+		if len(r.cols) == 1 {
+			if p.cols[r.cols[0]].ref == i {
+				continue
+			}
+		}
+		id, ok := d.Fields[r.field].(string)
+		if !ok {
+			continue
+		}
+		key, err := a.parentKey(r, id)
+		if err != nil {
+			return nil, nil, 0, err
+		}
+		if key == nil {
+			a.reason = fmt.Sprintf("waits for its parent, document %s of table %q", id, r.parent.Name)
+			return nil, nil, waiting, nil
+		}
+		for k, c := range r.cols {
+			if at := slices.Index(cols, c); at >= 0 {
+				vals[at] = key[k]
+			} else {
+				cols, vals = append(cols, c), append(vals, key[k])
+			}
+		}
+	}
+	return cols, vals, applied, nil
+}
+
+// parentKey is the local key of a parent by its document id; nil when it is not
+// here.
+func (a *applier) parentKey(r *ref, id string) ([]any, error) {
+	cacheKey := r.keySQL + "\x00" + id
+	if k, ok := a.keys[cacheKey]; ok {
+		return k, nil
+	}
+	key := make([]any, len(r.fk.ParentColumns))
+	dest := make([]any, len(key))
+	for i := range key {
+		dest[i] = &key[i]
+	}
+	ok, err := found(a.tx.row(r.keySQL, id).Scan(dest...))
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		// A parent that was merged into another row is that row. Otherwise it may
+		// still arrive within this transaction: not remembered.
+		survivor, err := a.tx.survivor(r.parent.Name, id)
+		if err != nil || survivor == "" {
+			return nil, err
+		}
+		a.moved = true
+		return a.parentKey(r, survivor)
+	}
+	if len(a.keys) > 4096 {
+		clear(a.keys)
+	}
+	a.keys[cacheKey] = key
+	return key, nil
+}
+
+// insert adds the row of a document that is new here.
+func (a *applier) insert(d *messages.Document) (outcome, error) {
+	cols, vals, out, err := a.values(d)
+	if err != nil || out != applied {
+		return out, err
+	}
+	moved := a.moved
+	query, args, renumbered := a.insertion("INSERT INTO ", d, cols, vals)
+	if _, err := a.tx.run(query, args...); err != nil {
+		return a.refused(err)
+	}
+	a.rows[d.ID] = &rowRef{version: d.UpdateTime}
+	if moved {
+		if err := a.edited(d.ID); err != nil {
+			return 0, err
+		}
+	}
+	if !renumbered {
+		return applied, nil
+	}
+	return applied, a.tx.exec(`INSERT INTO tidemark_renumbered (tableName, clientId, localKey) SELECT ?, clientId, `+quote(a.p.surrogate)+` FROM `+a.p.name+` WHERE clientId = ?
+		ON CONFLICT (tableName, clientId) DO UPDATE SET localKey = excluded.localKey`, a.p.t.Name, d.ID)
+}
+
+// insertion is the statement that inserts a document's row.
+func (a *applier) insertion(verb string, d *messages.Document, cols []int, vals []any) (query string, args []any, renumbered bool) {
+	args = make([]any, 0, 6+len(vals))
+	args = append(args, d.ID, d.ID, d.CreatedOn, d.UpdatedOn, d.UpdatedBy, d.UpdateTime)
+	given := make([]int, 0, len(cols))
+	for i, c := range cols {
+		if a.p.cols[c].surrogate {
+			n, ok := vals[i].(int64)
+			if !ok || a.taken[n] {
+				renumbered = ok
+				continue // the number is taken here: SQLite gives another
+			}
+			a.taken[n] = true
+		}
+		given, args = append(given, c), append(args, vals[i])
+	}
+	return a.inserts.text(verb, given, a.p.insertSQL), args, renumbered
+}
+
+// rowStatement is the statement for the columns that the last document had: most
+// documents of a table have the same.
+type rowStatement struct {
+	first, query string
+	cols         []int
+}
+
+func (s *rowStatement) text(first string, cols []int, build func(first string, cols []int) string) string {
+	if s.query == "" || s.first != first || !slices.Equal(s.cols, cols) {
+		*s = rowStatement{first, build(first, cols), slices.Clone(cols)}
+	}
+	return s.query
+}
+
+func (p *plan) insertSQL(verb string, cols []int) string {
+	var names, marks strings.Builder
+	for _, c := range cols {
+		names.WriteString(", " + p.cols[c].quoted)
+		marks.WriteString(", ?")
+	}
+	return verb + p.name + " (clientId, serverId, createdOn, updatedOn, updatedBy, isDirty, serverVersion" + names.String() +
+		") VALUES (?, ?, ?, ?, ?, 0, ?" + marks.String() + ")"
+}
+
+func (p *plan) updateSQL(first string, cols []int) string {
+	var set strings.Builder
+	set.WriteString("UPDATE " + p.name + " SET " + first + "createdOn = ?, updatedOn = ?, updatedBy = ?, isDirty = ?, serverVersion = ?")
+	for _, c := range cols {
+		set.WriteString(", " + p.cols[c].quoted + " = ?")
+	}
+	return set.String() + " WHERE clientId = ?"
+}
+
+// update overwrites the columns that the document has. updatedOn 0 takes the
+// document's and leaves the row clean; otherwise the row is an edit of ours made
+// then, on top of the document.
+func (a *applier) update(d *messages.Document, updatedOn int64) (outcome, error) {
+	cols, vals, out, err := a.values(d)
+	if err != nil || out != applied {
+		return out, err
+	}
+	dirty, by := 0, d.UpdatedBy
+	if updatedOn == 0 {
+		updatedOn = d.UpdatedOn
+	} else {
+		dirty, by = 1, a.me
+	}
+	moved := a.moved
+	var before [][]any
+	if before, err = a.naturalKeys(d.ID); err != nil {
+		return 0, err
+	}
+	args := make([]any, 0, 7+len(vals))
+	args = append(args, d.CreatedOn, updatedOn, by, dirty, d.UpdateTime)
+	given := make([]int, 0, len(cols))
+	for i, c := range cols {
+		if !a.p.cols[c].surrogate { // a local number stays
+			given, args = append(given, c), append(args, vals[i])
+		}
+	}
+	first := ""
+	if r := a.rows[d.ID]; r == nil || !r.named {
+		first = "serverId = clientId, "
+	}
+	args = append(args, d.ID)
+	if _, err := a.tx.run(a.updates.text(first, given, a.p.updateSQL), args...); err != nil {
+		return a.refused(err)
+	}
+	if dirty == 0 {
+		if err := a.agreed(d.ID); err != nil {
+			return 0, err
+		}
+	}
+	a.rows[d.ID] = &rowRef{version: d.UpdateTime, named: true, dirty: dirty == 1}
+	if moved {
+		if err := a.edited(d.ID); err != nil {
+			return 0, err
+		}
+	}
+	return applied, a.follow(d.ID, before)
+}
+
+// agreed drops what was kept of a row only while it was dirty.
+func (a *applier) agreed(id string) error {
+	if len(a.p.refs) == 0 || a.fresh {
+		return nil
+	}
+	return a.tx.exec(`DELETE FROM tidemark_left WHERE tableName = ? AND clientId = ?`, a.p.t.Name, id)
+}
+
+// fill sets columns that this table has newly learnt, on a row whose version we
+// already had: the document may know more of it than we could take then.
+func (a *applier) fill(d *messages.Document, r *rowRef) (outcome, error) {
+	part := *d
+	part.Fields = map[string]any{}
+	for c := range a.gained {
+		if v, ok := d.Fields[c]; ok && v != nil {
+			part.Fields[c] = v
+		}
+	}
+	if len(part.Fields) == 0 {
+		return skipped, nil
+	}
+	cols, vals, out, err := a.values(&part)
+	if err != nil || out != applied {
+		return out, err
+	}
+	row, err := a.p.rowByID(a.tx, d.ID)
+	if err != nil || row == nil {
+		return 0, err
+	}
+	var set []string
+	var args []any
+	for i, c := range cols {
+		pc := &a.p.cols[c]
+		if pc.surrogate || equal(row.values[c], vals[i]) {
+			continue
+		}
+		if r.dirty && row.values[c] != nil && !pc.isDefault(row.values[c]) {
+			continue // the application has filled it here: that edit goes up
+		}
+		set, args = append(set, pc.quoted+" = ?"), append(args, vals[i])
+	}
+	if len(set) == 0 {
+		return skipped, nil
+	}
+	if _, err := a.tx.run("UPDATE "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID)...); err != nil {
+		return a.refused(err)
+	}
+	return applied, nil
+}
+
+// isDefault reports whether a value is what ALTER TABLE ADD COLUMN put into every
+// row that was there: the column's constant default.
+func (c *plannedColumn) isDefault(v any) bool {
+	if !c.Default.Valid {
+		return v == nil
+	}
+	return fmt.Sprint(v) == strings.Trim(c.Default.String, "'\"")
+}
+
+// naturalKeys are the row's values that other tables refer to and that are data.
+func (a *applier) naturalKeys(id string) ([][]any, error) {
+	var out [][]any
+	for _, c := range a.p.natural {
+		key, err := a.keyOf(c.fk.ParentColumns, id)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, key)
+	}
+	return out, nil
+}
+
+func (a *applier) keyOf(columns []string, id string) ([]any, error) {
+	names := make([]string, len(columns))
+	key := make([]any, len(columns))
+	dest := make([]any, len(columns))
+	for i, c := range columns {
+		names[i], dest[i] = "+"+quote(c), &key[i]
+	}
+	if ok, err := found(a.tx.row("SELECT "+strings.Join(names, ", ")+" FROM "+a.p.name+" WHERE clientId = ?", id).Scan(dest...)); err != nil || !ok {
+		return nil, err
+	}
+	return key, nil
+}
+
+// follow moves the children along when a key that they refer to changed: in
+// documents they refer by id, so nothing of theirs changed.
+func (a *applier) follow(id string, before [][]any) (err error) {
+	if len(a.p.natural) > 0 && a.p.reacts { // what follows is no trigger's doing
+		if err := a.tx.exec(`UPDATE tidemark_state SET applying = 2`); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, a.tx.exec(`UPDATE tidemark_state SET applying = 1`)) }()
+	}
+	for i, c := range a.p.natural {
+		if before == nil || before[i] == nil {
+			continue
+		}
+		after, err := a.keyOf(c.fk.ParentColumns, id)
+		if err != nil {
+			return err
+		}
+		if slices.EqualFunc(before[i], after, equal) || slices.Contains(before[i], nil) {
+			continue
+		}
+		set, where := make([]string, len(after)), make([]string, len(after))
+		for k, col := range c.fk.Columns {
+			set[k], where[k] = quote(col)+" = ?", quote(col)+" = ?"
+		}
+		if _, err := a.tx.run("UPDATE "+quote(c.child.Name)+" SET "+strings.Join(set, ", ")+" WHERE "+strings.Join(where, " AND "),
+			slices.Concat(after, before[i])...); err != nil {
+			return err
+		}
+		clear(a.keys)
+	}
+	return nil
+}
+
+// refused decides what a failed statement means.
+func (a *applier) refused(err error) (outcome, error) {
+	if !rowsFault(err) {
+		return 0, err
+	}
+	// A trigger's RAISE(ROLLBACK), or ON CONFLICT ROLLBACK, has undone everything.
+	n, aliveErr := a.tx.run(`UPDATE tidemark_state SET applying = 1 WHERE applying > 0`)
+	if aliveErr != nil || n != 1 {
+		return 0, fmt.Errorf("%w: %w", errUndone, err)
+	}
+	a.reason = err.Error()
+	if collision(err) {
+		return collides, nil
+	}
+	return dead, nil
+}
