@@ -126,7 +126,7 @@ func attempt[In, Out any](ctx context.Context, w *wiring, name string, m In, han
 		}
 		log.Warn("step failed", zap.String("class", messages.Class(err)), zap.Error(err))
 		w.record(messages.Step{Stage: name, Attempt: n, Started: started, Took: time.Since(started), Error: messages.Class(err) + ": " + err.Error()})
-		if !errors.Is(err, messages.ErrUnavailable) || n > w.set.retries {
+		if !errors.Is(err, messages.ErrUnavailable) && !errors.Is(err, ErrLocked) || n > w.set.retries {
 			return nil, err
 		}
 		timer := time.NewTimer(wait/2 + rand.N(wait))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"time"
+	"unicode/utf8"
 
 	"go.uber.org/zap"
 
@@ -60,6 +61,9 @@ func WithLogger(log *zap.Logger) Option {
 // is the application's.
 func WithDevice(name, version string) Option {
 	return func(s *settings) error {
+		if !utf8.ValidString(name) || !utf8.ValidString(version) || len(name)+len(version) > 1000 {
+			return fmt.Errorf("%w: WithDevice takes valid UTF-8 of at most 1,000 bytes", ErrInvalidOption)
+		}
 		s.device.Name, s.device.Version = name, version
 		return nil
 	}

@@ -131,7 +131,7 @@ func (p *Pipeline) sync(ctx context.Context, full bool) (Report, error) {
 	var again bool
 	for round := range p.set.rounds {
 		var last messages.BackupReady
-		last, err = p.round(ctx, messages.SyncRequested{Cycle: cycle, Round: round, Full: full})
+		last, err = p.round(ctx, messages.SyncRequested{Cycle: cycle, Round: round, Full: full && round == 0})
 		if berr := p.bind(context.WithoutCancel(ctx), cycle, round); berr != nil {
 			err = errors.Join(err, berr)
 			break

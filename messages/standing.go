@@ -47,7 +47,9 @@ type Settlement struct {
 // Moved is what became of a commit whose precondition did not hold. Leave are the
 // writes that must not be tried again as they are.
 type Moved struct {
-	Leave  map[DocumentKey]bool
+	Leave map[DocumentKey]bool
+	// Stuck: another round would find them as they are.
+	Stuck  bool
 	Counts Counts
 }
 

@@ -27,6 +27,7 @@ const (
 type applier struct {
 	tx      *tx
 	p       *plan
+	plans   map[string]*plan
 	me      string
 	counts  *messages.Counts
 	gained  map[string]bool    // columns that a whole read is for
@@ -38,6 +39,7 @@ type applier struct {
 	inbox   bool               // the table has received documents that wait
 	letters bool               // the table has dead letters of downloads
 	rebuilt bool               // rows have lost their identities
+	unknown map[[2]int64]bool  // createdOn and updatedOn of rows the server does not know, read when first wanted
 	fresh   bool               // no row here could be the same under the fallback key
 	inserts rowStatement
 	updates rowStatement
@@ -52,6 +54,9 @@ type rowRef struct {
 	named   bool // serverId is the document's id: to set it again would cost its index
 	version int64
 }
+
+// maxTime in ms is some 200,000 years ahead; beyond it one more millisecond may not fit.
+const maxTime = 1 << 53
 
 // errUndone: a trigger of the application rolled the whole transaction back.
 var errUndone = errors.New("the statement rolled the transaction back")
@@ -116,7 +121,7 @@ func (l *Local) Apply(ctx context.Context, table string, docs []messages.Documen
 }
 
 func newApplier(t *tx, p *plan, counts *messages.Counts) (*applier, error) {
-	a := &applier{tx: t, p: p, counts: counts, keys: map[string][]any{}, rows: map[string]*rowRef{}, taken: map[int64]bool{}}
+	a := &applier{tx: t, p: p, plans: p.all, counts: counts, keys: map[string][]any{}, rows: map[string]*rowRef{}, taken: map[int64]bool{}}
 	var err error
 	if a.me, err = t.installationID(); err != nil {
 		return nil, err
@@ -304,6 +309,10 @@ func (a *applier) one(d *messages.Document) (outcome, error) {
 		a.reason = "the document id is empty or too long"
 		return dead, nil
 	}
+	if d.CreatedOn < 0 || d.UpdatedOn < 0 || max(d.CreatedOn, d.UpdatedOn) > maxTime {
+		a.reason = fmt.Sprintf("createdOn %d or updatedOn %d is no time", d.CreatedOn, d.UpdatedOn)
+		return dead, nil
+	}
 	r := a.rows[d.ID]
 	if r == nil && a.tombs {
 		if out, done, err := a.againstTombstone(d); err != nil || done {
@@ -392,7 +401,21 @@ func (a *applier) file(d *messages.Document, out outcome) error {
 // was made before its create was acknowledged.
 func (a *applier) fallback(d *messages.Document) (string, error) {
 	var ids []string
-	err := a.tx.each(`SELECT clientId FROM `+a.p.name+` WHERE serverId IS NULL AND createdOn = ? AND updatedOn = ? LIMIT 2`,
+	if a.unknown == nil {
+		a.unknown = map[[2]int64]bool{}
+		if err := a.tx.each(`SELECT createdOn, updatedOn FROM `+a.p.name+` WHERE isDirty = 1 AND serverId IS NULL`, nil, func(scan func(...any) error) error {
+			var k [2]int64
+			err := scan(&k[0], &k[1])
+			a.unknown[k] = true
+			return err
+		}); err != nil {
+			return "", err
+		}
+	}
+	if !a.unknown[[2]int64{d.CreatedOn, d.UpdatedOn}] {
+		return "", nil
+	}
+	err := a.tx.each(`SELECT clientId FROM `+a.p.name+` WHERE isDirty = 1 AND serverId IS NULL AND createdOn = ? AND updatedOn = ? LIMIT 2`,
 		[]any{d.CreatedOn, d.UpdatedOn}, func(scan func(...any) error) error {
 			var id string
 			err := scan(&id)
@@ -469,5 +492,5 @@ func (t *tx) letter(handler, table, id, class, reason string, payload []byte, up
 }
 
 func (t *tx) clearLetter(handler, table, id string) error {
-	return t.exec(`DELETE FROM tidemark_dead_letters WHERE handler = ? AND tableName = ? AND documentId = ? AND state = 'dead'`, handler, table, id)
+	return t.exec(`DELETE FROM tidemark_dead_letters WHERE handler = ? AND tableName = ? AND documentId = ? AND documentId <> '' AND state = 'dead'`, handler, table, id)
 }

@@ -182,6 +182,7 @@ func (a *attacher) useWAL() {
 
 func (a *attacher) inTransaction(fn func() error) error {
 	if _, err := a.exec("BEGIN IMMEDIATE"); err != nil {
+		_, _ = a.q.ExecContext(context.WithoutCancel(a.ctx), "ROLLBACK") // it may have begun all the same
 		return err
 	}
 	err := fn()

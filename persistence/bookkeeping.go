@@ -30,6 +30,7 @@ var bookkeeping = []string{
 		checkedAt INTEGER NOT NULL DEFAULT 0,        -- µs, read time that open targets come from; 0: none open
 		firstAt INTEGER NOT NULL DEFAULT 0,          -- µs, read time of the first check of an open whole-table read
 		cutBroken INTEGER NOT NULL DEFAULT 0,        -- an open whole-table read was resumed at a later read time
+		heldRows INTEGER NOT NULL DEFAULT 0,         -- dirty rows that the last upload had to leave behind
 		scope TEXT NOT NULL DEFAULT '',              -- of the remote that the numbers are from
 		schemaVersion INTEGER NOT NULL DEFAULT -1,   -- PRAGMA schema_version when we attached last
 		backedUp TEXT NOT NULL DEFAULT '{}',         -- the vector of the snapshot we know of

@@ -13,9 +13,10 @@ import (
 // taken out and put back together. What remains is set aside with the reason.
 func (s *settler) collisions() error {
 	type moved struct {
-		a   *applier
-		doc messages.Document
-		old []any // the row's values of all columns, in the plan's order
+		a        *applier
+		doc      messages.Document
+		old      []any // the row's values of all columns, in the plan's order
+		children []orphan
 	}
 	var set []moved
 	for _, p := range s.plans {
@@ -24,8 +25,9 @@ func (s *settler) collisions() error {
 			if err != nil || row == nil || row.dirty {
 				return false, err
 			}
-			set = append(set, moved{a, *d, row.values})
-			return false, nil
+			children, err := s.childrenOf(p, d.ID)
+			set = append(set, moved{a, *d, row.values, children})
+			return false, err
 		}); err != nil {
 			return err
 		}
@@ -58,6 +60,9 @@ func (s *settler) collisions() error {
 				return err
 			}
 			for i := range set {
+				if err := s.repoint(set[i].a, set[i].doc.ID, set[i].children); err != nil {
+					return err
+				}
 				if err := set[i].a.file(&set[i].doc, applied); err != nil {
 					return err
 				}
@@ -88,6 +93,28 @@ func (s *settler) collisions() error {
 			}
 			return true, a.file(d, dead)
 		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// repoint makes children refer to their parent's key as it is now: in documents
+// they refer by id, so this is no edit.
+func (s *settler) repoint(parent *applier, id string, children []orphan) error {
+	for _, o := range children {
+		key, err := parent.keyOf(o.child.fk.ParentColumns, id)
+		if err != nil {
+			return err
+		}
+		set := make([]string, len(key))
+		for i, c := range o.child.fk.Columns {
+			set[i] = quote(c) + " = ?"
+		}
+		if len(key) == 0 {
+			continue
+		}
+		if err := s.tx.exec("UPDATE "+quote(o.child.child.Name)+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(slices.Clone(key), o.id)...); err != nil {
 			return err
 		}
 	}

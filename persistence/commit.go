@@ -157,7 +157,7 @@ func (t *tx) acknowledge(p *plan, e journalEntry, me string, updateTime int64) e
 		return t.exec(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ? WHERE tableName = ? AND clientId = ?`, updateTime, e.Table, e.ID)
 	}
 	n, err := t.run(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ?, isDirty = CASE WHEN updatedOn = ? THEN 0 ELSE 1 END,
-		updatedBy = ? WHERE tableName = ? AND clientId = ?`, updateTime, e.UpdatedOn, me, e.Table, e.ID)
+		localKey = '', updatedBy = ? WHERE tableName = ? AND clientId = ?`, updateTime, e.UpdatedOn, me, e.Table, e.ID)
 	if err != nil || n > 0 {
 		return err
 	}
@@ -258,6 +258,8 @@ func (l *Local) Moved(ctx context.Context, c messages.Commit, now []messages.Doc
 			return err
 		}
 		appliers := map[string]*applier{}
+		moving := false
+		defer func() { out.Stuck = len(out.Leave) > 0 && !moving }()
 		for i := range c.Writes {
 			w := &c.Writes[i]
 			k := messages.DocumentKey{Table: w.Document.Table, ID: w.Document.ID}
@@ -271,6 +273,7 @@ func (l *Local) Moved(ctx context.Context, c messages.Commit, now []messages.Doc
 			}
 			out.Leave[k] = true
 			if d == nil { // purged: we knew its tombstone, so it starts anew
+				moving = true
 				if w.Document.Deleted {
 					err = tx.exec(`UPDATE tidemark_tombstones SET isDirty = 0 WHERE tableName = ? AND clientId = ?`, k.Table, k.ID)
 				} else {
@@ -282,6 +285,7 @@ func (l *Local) Moved(ctx context.Context, c messages.Commit, now []messages.Doc
 				continue
 			}
 			if d.Stamp.Device != "" && d.Stamp.Device != c.Device.ID && d.Stamp.Seq > seen[d.Stamp.Device] {
+				moving = true
 				continue // the next download brings it, in a consistent cut
 			}
 			a := appliers[k.Table]
@@ -300,6 +304,16 @@ func (l *Local) Moved(ctx context.Context, c messages.Commit, now []messages.Doc
 			}
 			if err := a.file(d, res); err != nil {
 				return err
+			}
+			switch res {
+			case dead: // what cannot be here cannot win here: our edit goes on top of it
+				if err := a.overrule(d); err != nil {
+					return err
+				}
+				moving = true
+			case waiting, collides: // nothing to be done before its parent comes
+			default:
+				moving = true
 			}
 		}
 		return nil

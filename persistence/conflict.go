@@ -52,6 +52,23 @@ func (a *applier) conflict(d *messages.Document) (outcome, error) {
 	return applied, a.keepConflict(row, d, "local", reason)
 }
 
+// overrule puts our edit on top of a document that does not fit here; the document
+// is kept as a conflict.
+func (a *applier) overrule(d *messages.Document) error {
+	row, err := a.p.rowByID(a.tx, d.ID)
+	if err != nil || row == nil || !row.dirty {
+		return err
+	}
+	if err := a.tx.exec(`UPDATE `+a.p.name+` SET serverId = clientId, serverVersion = ?, updatedBy = ?,
+		updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END WHERE clientId = ?`, d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, d.ID); err != nil {
+		return err
+	}
+	if err := a.tx.clearLetter(messages.StageDownload, a.p.t.Name, d.ID); err != nil {
+		return err
+	}
+	return a.keepConflict(row, d, "local", "the version on the server does not fit here: "+a.reason)
+}
+
 // againstTombstone settles a document of a row that was deleted here. done is
 // false when the document should go on as a new row.
 func (a *applier) againstTombstone(d *messages.Document) (out outcome, done bool, err error) {

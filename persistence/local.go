@@ -95,6 +95,8 @@ func (l *Local) transact(ctx context.Context, prepare func(context.Context, *sql
 		return err
 	}
 	if _, err := conn.Conn.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
+		// A driver may answer with the context's error although the transaction began.
+		_, _ = conn.Conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
 		return fmt.Errorf("begin a transaction: %w", explain(err))
 	}
 	t := &tx{ctx: ctx, quiet: context.WithoutCancel(ctx), conn: conn.Conn, stmts: map[string]*sql.Stmt{}}

@@ -25,6 +25,7 @@ type plan struct {
 	selectSQL string
 	options   TableOptions
 	reacts    bool // the application has triggers, on this table or another
+	all       map[string]*plan
 }
 
 type plannedColumn struct {
@@ -80,7 +81,7 @@ func (l *Local) Schema(ctx context.Context) (*Schema, error) {
 		return nil, err
 	}
 	for _, p := range plans {
-		p.reacts = live
+		p.reacts, p.all = live, plans
 	}
 	options, err := loadOptions(ctx, l.db.DB)
 	if err != nil {

@@ -55,6 +55,9 @@ func Install(ctx context.Context, path string, open Opener, snap messages.Snapsh
 	if id, err = inspect(ctx, tmp, open, snap); err != nil {
 		return "", err
 	}
+	if err := CheckDestination(ctx, path, open); err != nil { // somebody may have written meanwhile
+		return "", err
+	}
 	// The old file's journal would be replayed into the new one.
 	if err := retire(ctx, path, open); err != nil {
 		return "", err
@@ -109,8 +112,24 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 		dirty += n
 	}
 	var n int64
-	if err := db.QueryRowContext(ctx, `SELECT count(*) FROM tidemark_tombstones WHERE isDirty = 1`).Scan(&n); err != nil {
+	if err := db.QueryRowContext(ctx, `SELECT count(*) FROM tidemark_tombstones WHERE isDirty = 1 AND tableName IN (SELECT tableName FROM tidemark_tables WHERE excluded = 0)`).Scan(&n); err != nil {
 		return fmt.Errorf("look into %s: %w", path, explain(err))
+	}
+	all, err := Reflect(ctx, db)
+	if err != nil {
+		return fmt.Errorf("look into %s: %w", path, err)
+	}
+	for _, t := range all.Tables {
+		var some bool
+		if schema.Table(t.Name) != nil {
+			continue
+		}
+		if err := db.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM `+quote(t.Name)+`)`).Scan(&some); err != nil {
+			return fmt.Errorf("look into %s: %w", path, explain(err))
+		}
+		if some {
+			return fmt.Errorf("table %q of %s is excluded from sync and has rows, which a restore would lose: move the file away first: %w", t.Name, path, ErrUnsynced)
+		}
 	}
 	if dirty += n; dirty > 0 {
 		return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away: %w", path, dirty, ErrUnsynced)

@@ -323,11 +323,11 @@ func (a *applier) keyOf(columns []string, id string) ([]any, error) {
 // follow moves the children along when a key that they refer to changed: in
 // documents they refer by id, so nothing of theirs changed.
 func (a *applier) follow(id string, before [][]any) (err error) {
-	if len(a.p.natural) > 0 && a.p.reacts { // what follows is no trigger's doing
-		if err := a.tx.exec(`UPDATE tidemark_state SET applying = 2`); err != nil {
+	if len(before) > 0 && a.p.reacts { // what follows is no trigger's doing
+		if err := a.tx.exec(`UPDATE tidemark_state SET applying = applying + 1`); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, a.tx.exec(`UPDATE tidemark_state SET applying = 1`)) }()
+		defer func() { err = errors.Join(err, a.tx.exec(`UPDATE tidemark_state SET applying = applying - 1`)) }()
 	}
 	for i, c := range a.p.natural {
 		if before == nil || before[i] == nil {
@@ -344,13 +344,56 @@ func (a *applier) follow(id string, before [][]any) (err error) {
 		for k, col := range c.fk.Columns {
 			set[k], where[k] = quote(col)+" = ?", quote(col)+" = ?"
 		}
+		below, err := a.below(c, where, before[i])
+		if err != nil {
+			return err
+		}
 		if _, err := a.tx.run("UPDATE "+quote(c.child.Name)+" SET "+strings.Join(set, ", ")+" WHERE "+strings.Join(where, " AND "),
 			slices.Concat(after, before[i])...); err != nil {
 			return err
 		}
 		clear(a.keys)
+		for _, b := range below { // a key may be made of its parent's
+			if err := b.a.follow(b.id, b.keys); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
+}
+
+// followed is a child whose own children may have to follow in their turn.
+type followed struct {
+	a    *applier
+	id   string
+	keys [][]any
+}
+
+// below lists the children that refer to a key and that others refer to by the
+// columns that are about to change.
+func (a *applier) below(c childRef, where []string, key []any) ([]followed, error) {
+	child := a.plans[c.child.Name]
+	if child == nil || !slices.ContainsFunc(child.natural, func(n childRef) bool {
+		return slices.ContainsFunc(n.fk.ParentColumns, func(p string) bool {
+			return slices.ContainsFunc(c.fk.Columns, func(f string) bool { return strings.EqualFold(p, f) })
+		})
+	}) {
+		return nil, nil
+	}
+	other := &applier{tx: a.tx, p: child, plans: a.plans, keys: a.keys, counts: a.counts, me: a.me}
+	var out []followed
+	err := a.tx.each("SELECT clientId FROM "+child.name+" WHERE "+strings.Join(where, " AND "), key, func(scan func(...any) error) error {
+		f := followed{a: other}
+		err := scan(&f.id)
+		out = append(out, f)
+		return err
+	})
+	for i := range out {
+		if err == nil {
+			out[i].keys, err = other.naturalKeys(out[i].id)
+		}
+	}
+	return out, err
 }
 
 // refused decides what a failed statement means.

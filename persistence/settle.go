@@ -50,10 +50,15 @@ func (l *Local) Settle(ctx context.Context, asked map[string][]string, fetched [
 			if err := s.wanted(); err != nil || len(out.Lookup) > 0 {
 				return err
 			}
-			if err := s.collisions(); err != nil {
+			// A delete frees a unique key: first the deletes, then what waited for the
+			// key, then who really has the same one.
+			if err := s.tombstones(); err != nil {
 				return err
 			}
-			if err := s.tombstones(); err != nil {
+			if err := s.inbox(); err != nil {
+				return err
+			}
+			if err := s.collisions(); err != nil {
 				return err
 			}
 			if plans[0].reacts {

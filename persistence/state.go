@@ -18,6 +18,7 @@ const endOfTable = "\U0010FFFF"
 // Standing reads where this installation stands.
 func (l *Local) Standing(ctx context.Context) (messages.Standing, error) {
 	var s messages.Standing
+	l.forget() // the owner may have chosen other policies
 	schema, err := l.Schema(ctx)
 	if err != nil {
 		return s, err
@@ -356,7 +357,7 @@ func (t *tx) step(s messages.Step) error {
 func Stale(ctx context.Context, db *bun.DB) (bool, error) {
 	var attached, now, tables int64
 	err := db.DB.QueryRowContext(ctx, `SELECT schemaVersion, (SELECT count(*) FROM tidemark_tables) FROM tidemark_state`).Scan(&attached, &tables)
-	if err != nil && strings.Contains(err.Error(), "no such table") || err == nil && tables == 0 {
+	if err != nil && strings.Contains(err.Error(), "no such table") || err == nil && tables == 0 && attached < 0 {
 		return false, fmt.Errorf("%w: attach it first", ErrNotAttached)
 	}
 	if err != nil {

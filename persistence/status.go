@@ -31,6 +31,16 @@ func (l *Local) Step(ctx context.Context, s messages.Step) error {
 	return nil
 }
 
+// Held records how many rows the last upload had to leave behind.
+func (l *Local) Held(ctx context.Context, rows int) error {
+	if err := l.write(ctx, func(tx *tx) error {
+		return tx.exec(`UPDATE tidemark_state SET heldRows = ? WHERE heldRows <> ?`, rows, rows)
+	}); err != nil {
+		return fmt.Errorf("record what stays behind: %w", err)
+	}
+	return nil
+}
+
 // ledgerRows bounds the ledger; the oldest lines go.
 const ledgerRows = 20_000
 
@@ -133,7 +143,7 @@ func (l *Local) dirtyCount(ctx context.Context) (dirty, aside int64, err error) 
 		aside += a
 	}
 	var n int64
-	if err := l.db.DB.QueryRowContext(ctx, `SELECT count(*) FROM tidemark_tombstones WHERE isDirty = 1`).Scan(&n); err != nil {
+	if err := l.db.DB.QueryRowContext(ctx, `SELECT count(*) FROM tidemark_tombstones WHERE isDirty = 1 AND tableName IN (SELECT tableName FROM tidemark_tables WHERE excluded = 0)`).Scan(&n); err != nil {
 		return 0, 0, fmt.Errorf("count tombstones: %w", explain(err))
 	}
 	return dirty + n, aside, nil
@@ -177,18 +187,18 @@ func (l *Local) Device(ctx context.Context) (string, error) {
 // BackupStanding reads what decides about a backup.
 func (l *Local) BackupStanding(ctx context.Context) (messages.BackupStanding, error) {
 	var b messages.BackupStanding
-	dirty, aside, err := l.dirtyCount(ctx)
+	dirty, _, err := l.dirtyCount(ctx)
 	if err != nil {
 		return b, err
 	}
-	b.Dirty = dirty - aside
 	err = l.write(ctx, func(tx *tx) error {
 		var id, backedUp string
-		var seq, checkedAt int64
-		if err := tx.row(`SELECT installationId, seq, checkedAt, backedUp, backedUpOn, generation, changedRows FROM tidemark_state`).
-			Scan(&id, &seq, &checkedAt, &backedUp, &b.BackedUpOn, &b.Generation, &b.Changed); err != nil {
+		var seq, checkedAt, held int64
+		if err := tx.row(`SELECT installationId, seq, checkedAt, backedUp, backedUpOn, generation, changedRows, heldRows FROM tidemark_state`).
+			Scan(&id, &seq, &checkedAt, &backedUp, &b.BackedUpOn, &b.Generation, &b.Changed, &held); err != nil {
 			return err
 		}
+		b.Dirty = max(dirty-held, 0) // what was held cannot go up as it is, and must not end all backups
 		if err := json.Unmarshal([]byte(backedUp), &b.BackedUp); err != nil {
 			return fmt.Errorf("the bookkeeping is damaged: %w", err)
 		}

@@ -68,10 +68,15 @@ type gatherer struct {
 	visiting map[messages.DocumentKey]int
 	openLow  int
 	closed   int
+	restarts int
 }
 
 // maxDepth bounds how many new ancestors one row brings along at once.
 const maxDepth = 1000
+
+// maxRestarts bounds how often a chain is begun again further up: a circle has no
+// end, and is then gathered as a whole.
+const maxRestarts = 100
 
 const notOpen = int(^uint(0) >> 1)
 
@@ -125,6 +130,7 @@ func (g *gatherer) top(p *plan, r *localRow) error {
 			// A long chain: its far end goes first, in commits of its own.
 			g.truncate(g.closed)
 			clear(g.visiting)
+			g.restarts++
 			if err := g.top(deep.p, deep.r); err != nil {
 				return err
 			}
@@ -163,10 +169,10 @@ func (g *gatherer) add(p *plan, r *localRow, depth int) (bool, error) {
 		return true, nil
 	case g.cur.Held[k]:
 		return false, nil
-	case depth > maxDepth:
+	case depth > maxDepth && g.restarts < maxRestarts:
 		return false, &tooDeepError{p, r}
 	}
-	refused, err := g.refusedBefore(p, r)
+	refused, err := g.refusedBefore(p.t.Name, r.clientID, r.updatedOn)
 	if err != nil {
 		return false, err
 	}
@@ -249,10 +255,10 @@ func (g *gatherer) hold(k messages.DocumentKey, c messages.TableCounts) {
 
 // refusedBefore: the server has refused this row as it is; only an edit, or a
 // replay of its letter, tries again.
-func (g *gatherer) refusedBefore(p *plan, r *localRow) (bool, error) {
+func (g *gatherer) refusedBefore(table, id string, updatedOn int64) (bool, error) {
 	var n int
-	err := g.tx.row(`SELECT count(*) FROM tidemark_dead_letters WHERE handler = 'upload' AND tableName = ? AND documentId = ? AND state = 'dead'
-		AND updatedOn = ? AND class <> 'local'`, p.t.Name, r.clientID, r.updatedOn).Scan(&n)
+	err := g.tx.row(`SELECT count(*) FROM tidemark_dead_letters WHERE handler = 'upload' AND tableName = ? AND documentId = ? AND documentId <> ''
+		AND state = 'dead' AND updatedOn = ? AND class <> 'local'`, table, id, updatedOn).Scan(&n)
 	return n > 0, err
 }
 
@@ -281,7 +287,7 @@ func (g *gatherer) unfit(p *plan, r *localRow, d *messages.Document) string {
 
 func (t *tx) setAside(d *messages.Document, reason string, updatedOn int64) error {
 	var had string
-	ok, err := found(t.row(`SELECT reason FROM tidemark_dead_letters WHERE handler = 'upload' AND tableName = ? AND documentId = ? AND state = 'dead'`,
+	ok, err := found(t.row(`SELECT reason FROM tidemark_dead_letters WHERE handler = 'upload' AND tableName = ? AND documentId = ? AND documentId <> '' AND state = 'dead'`,
 		d.Table, d.ID).Scan(&had))
 	if err != nil || ok && had == reason {
 		return err
@@ -318,7 +324,13 @@ func (g *gatherer) tombstones() error {
 					return err
 				}
 				k := messages.DocumentKey{Table: p.t.Name, ID: w.Document.ID}
-				if waits {
+				refused, err := g.refusedBefore(p.t.Name, w.Document.ID, w.Document.UpdatedOn)
+				if err != nil {
+					return err
+				}
+				if refused {
+					g.hold(k, messages.TableCounts{Dead: 1})
+				} else if waits {
 					g.hold(k, messages.TableCounts{Waiting: 1})
 				} else if !g.cur.Held[k] {
 					g.closed = len(g.writes)

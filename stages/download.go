@@ -24,12 +24,13 @@ type Inbox interface {
 }
 
 // pageDocuments and pageBytes bound one local transaction of a download: that much
-// is read again when it is cut off. A query asks for more than one page's worth,
-// because every query costs a round trip.
+// is read again when it is cut off. A query asks for many pages' worth, because
+// with every query the server has to find its place again; but not for so much that
+// it could not end within a minute or two on a slow line.
 const (
 	pageDocuments  = 2000
 	pageBytes      = 4 << 20
-	queryDocuments = 10_000
+	queryDocuments = 25_000
 )
 
 // Download fetches one table: from each device what lies above what was seen, or

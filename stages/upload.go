@@ -24,6 +24,8 @@ type Outbox interface {
 	// Moved settles a commit whose precondition did not hold.
 	Moved(ctx context.Context, c messages.Commit, now []messages.Document) (messages.Moved, error)
 	// SetAside puts a row that the server refuses into the dead letters.
+	// Held records how many rows an upload had to leave behind.
+	Held(ctx context.Context, rows int) error
 	SetAside(ctx context.Context, w messages.Write, class, reason string) error
 	NewIdentity(ctx context.Context) error
 	Step(ctx context.Context, step messages.Step) error
@@ -86,7 +88,7 @@ func (s *Upload) upload(ctx context.Context, counts *messages.Counts) (again boo
 				return again, err
 			}
 			if len(writes) == 0 {
-				return again, nil
+				return again, s.outbox.Held(ctx, len(cur.Held))
 			}
 		}
 		c, err := s.outbox.Prepare(ctx, writes)
@@ -104,17 +106,17 @@ func (s *Upload) upload(ctx context.Context, counts *messages.Counts) (again boo
 			}
 			counts.Add(n)
 		case errors.Is(err, messages.ErrConflict):
-			leave, err := s.moved(ctx, c, counts)
+			leave, stuck, err := s.moved(ctx, c, counts)
 			if errors.Is(err, errAnotherIdentity) {
 				return true, nil
 			}
 			if err != nil {
 				return again, err
 			}
+			again = again || !stuck
 			if leave == nil {
-				continue // it had succeeded
+				continue // a commit of ours had succeeded; if an earlier one, these rows go up in the next round
 			}
-			again = true
 			for k := range leave {
 				cur.Hold(k.Table, k.ID)
 			}
@@ -139,14 +141,14 @@ func (s *Upload) upload(ctx context.Context, counts *messages.Counts) (again boo
 // moved finds out which precondition did not hold: the record's, because that
 // commit had succeeded after all (then it returns nil) or because a stranger writes
 // under our id, or some documents', which it returns.
-func (s *Upload) moved(ctx context.Context, c messages.Commit, counts *messages.Counts) (map[messages.DocumentKey]bool, error) {
+func (s *Upload) moved(ctx context.Context, c messages.Commit, counts *messages.Counts) (leave map[messages.DocumentKey]bool, stuck bool, err error) {
 	settled, n, err := ownRecord(ctx, s.remote, s.outbox, c)
 	counts.Add(n)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if settled {
-		return nil, nil
+		return nil, false, nil
 	}
 	ids := map[string][]string{}
 	for _, w := range c.Writes {
@@ -156,20 +158,20 @@ func (s *Upload) moved(ctx context.Context, c messages.Commit, counts *messages.
 	for table, list := range ids {
 		page, err := s.remote.Documents(ctx, table, list, 0)
 		if err != nil {
-			return nil, fmt.Errorf("read the documents of a commit that moved: %w", err)
+			return nil, false, fmt.Errorf("read the documents of a commit that moved: %w", err)
 		}
 		counts.Billed.Reads += page.Reads
 		now = append(now, page.Documents...)
 	}
 	out, err := s.outbox.Moved(ctx, c, now)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	counts.Add(out.Counts)
 	if len(out.Leave) == 0 {
-		return nil, fmt.Errorf("the server refused a precondition that holds: %w", messages.ErrUnavailable)
+		return nil, false, fmt.Errorf("the server refused a precondition that holds: %w", messages.ErrUnavailable)
 	}
-	return out.Leave, nil
+	return out.Leave, out.Stuck, nil
 }
 
 // ownRecord reads our record after a commit met a conflict. settled: the record
