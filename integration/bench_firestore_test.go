@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -108,9 +109,7 @@ func fields(d *messages.Document) map[string]any {
 		"createdOn": d.CreatedOn, "updatedOn": d.UpdatedOn, "updatedBy": d.UpdatedBy, "deleted": d.Deleted, "stamp": d.Stamp.String(),
 		"uploadedOn": cloud.ServerTimestamp,
 	}
-	for k, v := range d.Fields {
-		f[k] = v
-	}
+	maps.Copy(f, d.Fields)
 	return f
 }
 

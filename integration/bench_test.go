@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -147,7 +148,9 @@ func benchDatabase(b *testing.B, triggers bool) *bun.DB {
 			}
 			names = append(names, n)
 		}
-		_ = rows.Close()
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			b.Fatal(err)
+		}
 		for _, n := range names {
 			if _, err := db.DB.Exec(`DROP TRIGGER "` + n + `"`); err != nil {
 				b.Fatal(err)

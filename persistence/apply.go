@@ -31,7 +31,7 @@ type applier struct {
 	me      string
 	counts  *messages.Counts
 	gained  map[string]bool    // columns that a whole read is for
-	skip    map[string]error   // documents whose statement undid a whole transaction
+	skip    map[string]string  // documents whose statement undid a whole transaction
 	rows    map[string]*rowRef // what is here, by document id
 	taken   map[int64]bool     // surrogates in use, of those that the page wants
 	keys    map[string][]any   // parents' keys, by table and document id
@@ -45,6 +45,7 @@ type applier struct {
 	updates rowStatement
 	reason  string // of the last outcome
 	moved   bool   // a parent of the last document was merged into another row
+	missing string // the parent (by document id) that the last outcome waits for
 	settle  bool   // the whole cut is here: unique keys and parents are final
 }
 
@@ -73,7 +74,7 @@ func (l *Local) Apply(ctx context.Context, table string, docs []messages.Documen
 	if err != nil {
 		return messages.Counts{}, err
 	}
-	skip := map[string]error{}
+	skip := map[string]string{}
 	for {
 		counts := messages.Counts{}
 		culprit := ""
@@ -109,8 +110,8 @@ func (l *Local) Apply(ctx context.Context, table string, docs []messages.Documen
 			}
 			return tx.moveTo(table, *after)
 		})
-		if errors.Is(err, errUndone) && culprit != "" && skip[culprit] == nil {
-			skip[culprit] = err // leave it out and do the page again
+		if errors.Is(err, errUndone) && culprit != "" && skip[culprit] == "" {
+			skip[culprit] = err.Error() // leave it out and do the page again
 			continue
 		}
 		if err != nil {
@@ -169,46 +170,39 @@ func (a *applier) page(docs []messages.Document) (string, error) {
 	if err := a.lookParents(docs); err != nil {
 		return "", err
 	}
-	var later []*messages.Document
+	// Documents whose parent is further down the page, by the parent they miss.
+	later := map[string][]*messages.Document{}
+	self := a.selfReferring()
 	for i := range docs {
-		d := &docs[i]
-		out, err := a.one(d)
-		if err != nil {
-			return d.ID, err
-		}
 		a.counts.Table(a.p.t.Name, messages.TableCounts{Downloaded: 1})
-		if out == waiting && a.selfReferring() {
-			later = append(later, d)
-			continue
-		}
-		if err := a.file(d, out); err != nil {
-			return d.ID, err
-		}
-	}
-	for progress := true; progress && len(later) > 0; {
-		progress = false
-		still := later[:0]
-		for _, d := range later {
+		for next := []*messages.Document{&docs[i]}; len(next) > 0; next = next[1:] {
+			d := next[0]
 			out, err := a.one(d)
 			if err != nil {
 				return d.ID, err
 			}
-			if out == waiting {
-				still = append(still, d)
+			if out == waiting && self {
+				later[a.missing] = append(later[a.missing], d)
 				continue
 			}
-			progress = true
 			if err := a.file(d, out); err != nil {
 				return d.ID, err
 			}
+			if list := later[d.ID]; len(list) > 0 && a.rows[d.ID] != nil {
+				next = append(next, list...)
+				delete(later, d.ID)
+			}
 		}
-		later = still
 	}
-	for _, d := range later {
-		if out, err := a.one(d); err != nil { // once more, for the reason
-			return d.ID, err
-		} else if err := a.file(d, out); err != nil {
-			return d.ID, err
+	for _, list := range later {
+		for _, d := range list {
+			out, err := a.one(d) // once more, for the reason
+			if err == nil {
+				err = a.file(d, out)
+			}
+			if err != nil {
+				return d.ID, err
+			}
 		}
 	}
 	return "", nil
@@ -301,8 +295,8 @@ func (a *applier) lookParents(docs []messages.Document) error {
 
 // one applies one document if it can be.
 func (a *applier) one(d *messages.Document) (outcome, error) {
-	if undid := a.skip[d.ID]; undid != nil {
-		a.reason = undid.Error()
+	if why, skip := a.skip[d.ID]; skip {
+		a.reason = why
 		return dead, nil
 	}
 	if d.ID == "" || len(d.ID) > 1500 {

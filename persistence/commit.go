@@ -156,6 +156,11 @@ func (t *tx) acknowledge(p *plan, e journalEntry, me string, updateTime int64) e
 		// Deleted meanwhile: its tombstone goes on top of this version.
 		return t.exec(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ? WHERE tableName = ? AND clientId = ?`, updateTime, e.Table, e.ID)
 	}
+	if len(p.refs) > 0 {
+		if err := t.exec(`DELETE FROM tidemark_left WHERE tableName = ? AND clientId = ?`, e.Table, e.ID); err != nil {
+			return err
+		}
+	}
 	n, err := t.run(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ?, isDirty = CASE WHEN updatedOn = ? THEN 0 ELSE 1 END,
 		localKey = '', updatedBy = ? WHERE tableName = ? AND clientId = ?`, updateTime, e.UpdatedOn, me, e.Table, e.ID)
 	if err != nil || n > 0 {

@@ -33,6 +33,7 @@ func (a *applier) values(d *messages.Document) (cols []int, vals []any, out outc
 				return nil, nil, 0, err
 			}
 			if key == nil {
+				a.missing = id
 				a.reason = fmt.Sprintf("waits for its parent, document %s of table %q", id, p.refs[c.ref].parent.Name)
 				return nil, nil, waiting, nil
 			}
@@ -63,6 +64,7 @@ func (a *applier) values(d *messages.Document) (cols []int, vals []any, out outc
 			return nil, nil, 0, err
 		}
 		if key == nil {
+			a.missing = id
 			a.reason = fmt.Sprintf("waits for its parent, document %s of table %q", id, r.parent.Name)
 			return nil, nil, waiting, nil
 		}

@@ -170,15 +170,16 @@ func (s *settler) retry(a *applier, d *messages.Document) (bool, error) {
 // that only wait for each other.
 func (s *settler) inbox() error {
 	for {
-		progress := false
+		progress, err := s.arrivals()
+		if err != nil {
+			return err
+		}
 		for _, p := range s.plans {
-			for _, kind := range []string{"waiting", "collides"} {
-				moved, err := s.each(p, kind, s.retry)
-				if err != nil {
-					return err
-				}
-				progress = progress || moved
+			moved, err := s.each(p, "collides", s.retry)
+			if err != nil {
+				return err
 			}
+			progress = progress || moved
 		}
 		if progress {
 			continue
@@ -188,6 +189,71 @@ func (s *settler) inbox() error {
 			return err
 		}
 	}
+}
+
+// arrivals lets in what waits for nothing any more, and then what waited for that:
+// each document is tried when the last of its parents is in, so that a long chain in
+// the wrong order takes no longer than one in the right order.
+func (s *settler) arrivals() (progress bool, err error) {
+	var ready []docKey
+	wants := map[docKey]int{}
+	children := map[docKey][]docKey{}
+	for _, p := range s.plans {
+		if _, err := s.each(p, "waiting", func(a *applier, d *messages.Document) (bool, error) {
+			k := docKey{p.t.Name, d.ID}
+			ms, err := s.missing(a, d)
+			if err != nil {
+				return false, err
+			}
+			if len(ms) == 0 {
+				ready = append(ready, k)
+			}
+			wants[k] = len(ms)
+			for _, m := range ms {
+				children[m] = append(children[m], k)
+			}
+			return false, nil
+		}); err != nil {
+			return false, err
+		}
+	}
+	for len(ready) > 0 {
+		k := ready[0]
+		ready = ready[1:]
+		a, err := s.applier(s.byName[k.table])
+		if err != nil {
+			return progress, err
+		}
+		var raw []byte
+		ok, err := found(s.tx.row(`SELECT document FROM tidemark_inbox WHERE tableName = ? AND documentId = ? AND kind = 'waiting'`, k.table, k.id).Scan(&raw))
+		if err != nil {
+			return progress, err
+		}
+		if !ok {
+			continue
+		}
+		d, err := unmarshalDocument(k.table, raw)
+		if err != nil {
+			return progress, err
+		}
+		if err := a.look([]messages.Document{d}); err != nil {
+			return progress, err
+		}
+		done, err := s.retry(a, &d)
+		if err != nil {
+			return progress, err
+		}
+		progress = progress || done
+		if a.rows[k.id] == nil {
+			continue
+		}
+		for _, c := range children[k] {
+			if wants[c]--; wants[c] == 0 {
+				ready = append(ready, c)
+			}
+		}
+	}
+	return progress, nil
 }
 
 // docKey names a document across tables.

@@ -119,34 +119,24 @@ func (l *Local) Parents(ctx context.Context, table string) ([]string, error) {
 	return out, nil
 }
 
-// dirtyCount counts rows and tombstones that have to go up; set-aside rows are
-// counted apart.
-func (l *Local) dirtyCount(ctx context.Context) (dirty, aside int64, err error) {
+// dirtyCount counts rows and tombstones that have to go up.
+func (l *Local) dirtyCount(ctx context.Context) (dirty int64, err error) {
 	plans, err := l.allPlans(ctx)
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	for _, p := range plans {
 		var n int64
 		if err := l.db.DB.QueryRowContext(ctx, `SELECT count(*) FROM `+p.name+` WHERE isDirty = 1`).Scan(&n); err != nil {
-			return 0, 0, fmt.Errorf("count dirty rows of table %q: %w", p.t.Name, explain(err))
+			return 0, fmt.Errorf("count dirty rows of table %q: %w", p.t.Name, explain(err))
 		}
 		dirty += n
-		if n == 0 {
-			continue
-		}
-		var a int64
-		if err := l.db.DB.QueryRowContext(ctx, `SELECT count(*) FROM tidemark_dead_letters d JOIN `+p.name+` t ON t.clientId = d.documentId
-			WHERE d.handler = 'upload' AND d.state = 'dead' AND d.tableName = ? AND t.isDirty = 1 AND t.updatedOn = d.updatedOn`, p.t.Name).Scan(&a); err != nil {
-			return 0, 0, fmt.Errorf("count rows set aside of table %q: %w", p.t.Name, explain(err))
-		}
-		aside += a
 	}
 	var n int64
 	if err := l.db.DB.QueryRowContext(ctx, `SELECT count(*) FROM tidemark_tombstones WHERE isDirty = 1 AND tableName IN (SELECT tableName FROM tidemark_tables WHERE excluded = 0)`).Scan(&n); err != nil {
-		return 0, 0, fmt.Errorf("count tombstones: %w", explain(err))
+		return 0, fmt.Errorf("count tombstones: %w", explain(err))
 	}
-	return dirty + n, aside, nil
+	return dirty + n, nil
 }
 
 // Health reads everything that status shows.
@@ -157,7 +147,7 @@ func (l *Local) Health(ctx context.Context) (messages.Health, error) {
 		return h, err
 	}
 	h.Tables = len(s.Tables)
-	if h.Dirty, _, err = l.dirtyCount(ctx); err != nil {
+	if h.Dirty, err = l.dirtyCount(ctx); err != nil {
 		return h, err
 	}
 	var checkedAt int64
@@ -187,7 +177,7 @@ func (l *Local) Device(ctx context.Context) (string, error) {
 // BackupStanding reads what decides about a backup.
 func (l *Local) BackupStanding(ctx context.Context) (messages.BackupStanding, error) {
 	var b messages.BackupStanding
-	dirty, _, err := l.dirtyCount(ctx)
+	dirty, err := l.dirtyCount(ctx)
 	if err != nil {
 		return b, err
 	}

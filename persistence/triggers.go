@@ -465,11 +465,25 @@ func (t *Table) afterDelete() schemaObject {
 	if len(t.ForeignKeys) > 0 {
 		body = append(body, "DELETE FROM tidemark_left WHERE tableName = "+us+" AND clientId = OLD.clientId AND parentId <> '?'")
 	}
+	// Where a table refers to itself, or in a circle, the order of tables does not put
+	// children first: the parent is remembered for the order of the tombstones.
+	for _, fk := range t.ForeignKeys {
+		if !slices.Contains(t.circle, fold(fk.Parent)) {
+			continue
+		}
+		key, parent := keyText("OLD.", fk.Columns), literal(fk.Parent)
+		into := "INSERT INTO tidemark_left (tableName, clientId, parentTable, parentKey, parentId) SELECT " + us + ", OLD.clientId, " + parent + ", " + key
+		left := "OLD.serverId IS NOT NULL AND " + key + " IS NOT NULL"
+		body = append(body,
+			into+", '' WHERE "+left+" ON CONFLICT DO NOTHING",
+			into+", d.clientId FROM tidemark_tombstones AS d WHERE d.tableName = "+parent+" AND d.localKey = "+key+
+				" AND d.isDirty = 1 AND d.localKey <> '' AND d.clientId <> OLD.clientId AND "+left+" ON CONFLICT DO NOTHING")
+	}
 	for _, k := range t.keys {
 		open := "parentTable = " + us + " AND parentKey = " + keyText("OLD.", k) + " AND parentId = ''"
 		body = append(body,
 			"INSERT INTO tidemark_left (tableName, clientId, parentTable, parentKey, parentId) SELECT tableName, clientId, parentTable, parentKey, OLD.clientId"+
-				" FROM tidemark_left WHERE "+open+" ON CONFLICT DO NOTHING",
+				" FROM tidemark_left WHERE "+open+" AND NOT (tableName = "+us+" AND clientId = OLD.clientId) ON CONFLICT DO NOTHING",
 			"DELETE FROM tidemark_left WHERE "+open)
 	}
 	return t.trigger("ad", "AFTER DELETE", "OLD.clientId IS NOT NULL AND "+notApplying, body...)

@@ -299,16 +299,23 @@ func (t *tx) setAside(d *messages.Document, reason string, updatedOn int64) erro
 	return t.letter(messages.StageUpload, d.Table, d.ID, classLocal, reason, raw, updatedOn)
 }
 
+const selectTombstone = `SELECT clientId, coalesce(createdOn, updatedOn), updatedOn, CASE WHEN serverId IS NULL THEN 0 ELSE coalesce(serverVersion, 0) END, survivor
+	FROM tidemark_tombstones WHERE tableName = ? AND isDirty = 1 AND clientId `
+
+func (g *gatherer) scanTombstone(table string, scan func(...any) error) (messages.Write, error) {
+	w := messages.Write{Document: messages.Document{Table: table, Deleted: true, UpdatedBy: g.me}}
+	err := scan(&w.Document.ID, &w.Document.CreatedOn, &w.Document.UpdatedOn, &w.Expect, &w.Document.Survivor)
+	return w, err
+}
+
 func (g *gatherer) tombstones() error {
 	for ; g.cur.Table >= 0; g.cur.Table, g.cur.After = g.cur.Table-1, "" {
 		p := g.plans[g.cur.Table]
 		for {
 			var writes []messages.Write
-			err := g.tx.each(`SELECT clientId, coalesce(createdOn, updatedOn), updatedOn, CASE WHEN serverId IS NULL THEN 0 ELSE coalesce(serverVersion, 0) END, survivor
-				FROM tidemark_tombstones WHERE tableName = ? AND isDirty = 1 AND clientId > ? ORDER BY clientId LIMIT 500`, []any{p.t.Name, g.cur.After},
+			err := g.tx.each(selectTombstone+`> ? ORDER BY clientId LIMIT 500`, []any{p.t.Name, g.cur.After},
 				func(scan func(...any) error) error {
-					w := messages.Write{Document: messages.Document{Table: p.t.Name, Deleted: true, UpdatedBy: g.me}}
-					err := scan(&w.Document.ID, &w.Document.CreatedOn, &w.Document.UpdatedOn, &w.Expect, &w.Document.Survivor)
+					w, err := g.scanTombstone(p.t.Name, scan)
 					writes = append(writes, w)
 					return err
 				})
@@ -319,24 +326,9 @@ func (g *gatherer) tombstones() error {
 				break
 			}
 			for _, w := range writes {
-				waits, err := g.stillReferred(&w.Document)
-				if err != nil {
+				clear(g.visiting)
+				if _, err := g.bury(w, 0); err != nil {
 					return err
-				}
-				k := messages.DocumentKey{Table: p.t.Name, ID: w.Document.ID}
-				refused, err := g.refusedBefore(p.t.Name, w.Document.ID, w.Document.UpdatedOn)
-				if err != nil {
-					return err
-				}
-				if refused {
-					g.hold(k, messages.TableCounts{Dead: 1})
-				} else if waits {
-					g.hold(k, messages.TableCounts{Waiting: 1})
-				} else if !g.cur.Held[k] {
-					g.closed = len(g.writes)
-					if err := g.put(w); err != nil {
-						return err
-					}
 				}
 				g.cur.After = w.Document.ID
 			}
@@ -345,16 +337,64 @@ func (g *gatherer) tombstones() error {
 	return nil
 }
 
-// stillReferred: a row that referred to the deleted one when we last agreed with
-// the server has not gone up yet; there it still refers to it.
-func (g *gatherer) stillReferred(d *messages.Document) (bool, error) {
-	waits := false
-	err := g.tx.each(`SELECT tableName, clientId FROM tidemark_left WHERE parentTable = ? AND parentId = ?`, []any{d.Table, d.ID},
+// bury appends a tombstone after those of the rows that referred to it. It waits
+// while a row that did so when we last agreed with the server has not gone up yet:
+// there it still refers to it.
+func (g *gatherer) bury(w messages.Write, depth int) (bool, error) {
+	k := messages.DocumentKey{Table: w.Document.Table, ID: w.Document.ID}
+	if _, open := g.visiting[k]; open || g.in[k] {
+		return true, nil
+	}
+	if g.cur.Held[k] {
+		return false, nil
+	}
+	refused, err := g.refusedBefore(k.Table, k.ID, w.Document.UpdatedOn)
+	if err != nil {
+		return false, err
+	}
+	if refused {
+		g.hold(k, messages.TableCounts{Dead: 1})
+		return false, nil
+	}
+	g.visiting[k] = depth
+	var children []messages.DocumentKey
+	if err := g.tx.each(`SELECT tableName, clientId FROM tidemark_left WHERE parentTable = ? AND parentId = ?`, []any{k.Table, k.ID},
 		func(scan func(...any) error) error {
-			var k messages.DocumentKey
-			err := scan(&k.Table, &k.ID)
-			waits = waits || !g.in[k]
+			var c messages.DocumentKey
+			err := scan(&c.Table, &c.ID)
+			children = append(children, c)
 			return err
-		})
-	return waits, err
+		}); err != nil {
+		return false, err
+	}
+	for _, c := range children {
+		ok, err := g.gone(c, depth)
+		if err != nil {
+			return false, err
+		}
+		if !ok {
+			g.hold(k, messages.TableCounts{Waiting: 1})
+			return false, nil
+		}
+	}
+	g.closed = len(g.writes)
+	return true, g.put(w)
+}
+
+// gone reports whether a child no longer stands in the way of its parent's
+// tombstone: it is in this commit, or deleted with it, or up already.
+func (g *gatherer) gone(c messages.DocumentKey, depth int) (bool, error) {
+	p := g.byTable[c.Table]
+	if p == nil || g.in[c] || depth > 100*maxDepth {
+		return true, nil
+	}
+	child, err := g.scanTombstone(c.Table, g.tx.row(selectTombstone+`= ?`, c.Table, c.ID).Scan)
+	if ok, err := found(err); err != nil {
+		return false, err
+	} else if ok {
+		return g.bury(child, depth+1)
+	}
+	var dirty int
+	err = g.tx.row(`SELECT count(*) FROM `+p.name+` WHERE isDirty = 1 AND clientId = ?`, c.ID).Scan(&dirty)
+	return dirty == 0, err
 }
