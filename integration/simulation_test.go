@@ -19,7 +19,7 @@ import (
 )
 
 var (
-	simSeeds = flag.Int("seeds", 20, "how many random fleets the simulation runs")
+	simSeeds = flag.Int("seeds", 8, "how many random fleets the simulation runs")
 	simSeed  = flag.Uint64("seed", 1, "the first seed of the simulation")
 )
 
