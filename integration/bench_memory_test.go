@@ -3,6 +3,7 @@ package integration
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -105,7 +106,7 @@ func memoryStep(t *testing.T, step, dir string, rows int) error {
 	if err != nil {
 		return err
 	}
-	defer store.Close() //nolint:errcheck // the process ends
+	defer store.Close()
 	switch step {
 	case "prepare":
 		db := openDB(t, first)
@@ -148,7 +149,7 @@ func memorySync(ctx context.Context, t *testing.T, db *bun.DB, dir string, store
 	if err != nil {
 		return err
 	}
-	defer remote.Close() //nolint:errcheck // the process ends
+	defer remote.Close()
 	p, err := tidemark.New(ctx, db, remote, store)
 	if err != nil {
 		return err
@@ -166,12 +167,12 @@ func peakResident() (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		if kib, ok := strings.CutPrefix(lines.Text(), "VmHWM:"); ok {
 			n, err := strconv.ParseInt(strings.Fields(kib)[0], 10, 64)
 			return n << 10, err
 		}
 	}
-	return 0, fmt.Errorf("/proc/self/status has no VmHWM")
+	return 0, errors.New("/proc/self/status has no VmHWM")
 }
