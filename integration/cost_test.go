@@ -70,7 +70,7 @@ func TestEveryDocumentIsReadOnceBySyncsEveryFiveSeconds(t *testing.T) {
 			if n > 0 && fresh == 0 && r.Store.Puts > 0 {
 				t.Errorf("cycle %d: %d puts without anything new", n, r.Store.Puts)
 			}
-			total += int64(r.Total().Downloaded)
+			total += r.Total().Downloaded
 			<-time.After(5 * time.Second)
 		}
 		if total != int64(documents) {
