@@ -416,7 +416,7 @@ func TestWritesOfAnotherProcessWhileWeAttach(t *testing.T) {
 
 func TestAttachChinook(t *testing.T) {
 	t.Parallel()
-	const sample = "/work/shared/data/chinook.sqlite"
+	sample := filepath.Join("..", "..", "shared", "data", "chinook.sqlite")
 	b, err := os.ReadFile(sample)
 	if err != nil {
 		t.Log("the Chinook sample database is not here: nothing is tested")
