@@ -29,6 +29,14 @@ const (
 	LastWriterWins = persistence.LastWriterWins
 	ServerWins     = persistence.ServerWins
 	ClientWins     = persistence.ClientWins
+	// MergeByField keeps the edits of both sides where they changed different columns,
+	// against the version both started from; where they changed the same one, the later
+	// edit wins. Its trigger names the table's columns: before ALTER TABLE DROP COLUMN,
+	// drop the triggers of that table whose names start with tidemark_; the next cycle
+	// brings them back.
+	MergeByField = persistence.MergeByField
+	// ByApplication asks the Resolver of the table, see WithResolver.
+	ByApplication = persistence.ByApplication
 )
 
 // UniquePolicy says what becomes of two rows that got the same unique key on two
@@ -50,24 +58,15 @@ type Attached = persistence.Attached
 // what is new: call it after the application changed its schema (Sync does so by
 // itself). Rows whose parent is missing are reported, not an error.
 func Attach(ctx context.Context, db *bun.DB, tables ...Table) (Attached, error) {
-	var o persistence.AttachOptions
-	options := map[string]persistence.TableOptions{}
+	o := persistence.AttachOptions{Options: map[string]persistence.TableOptions{}}
 	for _, t := range tables {
 		if t.Exclude {
 			o.Exclude = append(o.Exclude, t.Name)
 			continue
 		}
-		options[t.Name] = persistence.TableOptions{Policy: t.Policy, Unique: t.Unique}
+		o.Options[t.Name] = persistence.TableOptions{Policy: t.Policy, Unique: t.Unique}
 	}
-	a, err := persistence.Attach(ctx, db, o)
-	if err != nil || len(options) == 0 {
-		return a, err
-	}
-	local, err := persistence.Open(ctx, db, persistence.DeviceInfo{})
-	if err != nil {
-		return a, err
-	}
-	return a, local.SetOptions(ctx, options)
+	return persistence.Attach(ctx, db, o)
 }
 
 // Reset lets an attached database start over with another remote: every row is dirty

@@ -33,6 +33,8 @@ var (
 	ErrUnsynced = persistence.ErrUnsynced
 	// ErrDamaged: a snapshot is not what its maker uploaded.
 	ErrDamaged = persistence.ErrDamaged
+	// ErrNoResolver: a table's conflicts are decided by the application, see WithResolver.
+	ErrNoResolver = persistence.ErrNoResolver
 	// ErrInvalidOption: an option was refused by New.
 	ErrInvalidOption = errors.New("invalid option")
 	// ErrClosed: the pipeline was closed.

@@ -23,6 +23,8 @@ type settings struct {
 	parallel int
 	rounds   int
 	grace    time.Duration
+
+	resolvers map[string]persistence.Resolver
 }
 
 func defaults() settings {
@@ -112,6 +114,29 @@ func WithParallel(n int) Option {
 			return fmt.Errorf("%w: WithParallel takes at least 1", ErrInvalidOption)
 		}
 		s.parallel = n
+		return nil
+	}
+}
+
+// Contest is one conflict as a Resolver sees it.
+type Contest = persistence.Contest
+
+// Resolver decides conflicts by the application's own rule: it returns the values that
+// the row is to have; columns that it does not name get the server's. It runs inside a
+// transaction on the database, so it must not use the database itself, and it has to
+// answer the same to the same question. After an error or a panic the later edit wins.
+type Resolver = persistence.Resolver
+
+// WithResolver decides the conflicts of a table whose policy is ByApplication.
+func WithResolver(table string, r Resolver) Option {
+	return func(s *settings) error {
+		if table == "" || r == nil {
+			return fmt.Errorf("%w: WithResolver needs a table and a function", ErrInvalidOption)
+		}
+		if s.resolvers == nil {
+			s.resolvers = map[string]persistence.Resolver{}
+		}
+		s.resolvers[table] = r
 		return nil
 	}
 }

@@ -60,6 +60,7 @@ func New(ctx context.Context, db *bun.DB, remote Remote, store SnapshotStore, op
 	if p.local, err = persistence.Open(ctx, db, p.set.device); err != nil {
 		return nil, err
 	}
+	p.local.SetResolvers(p.set.resolvers)
 	path, err := p.local.Path(ctx)
 	if err != nil {
 		return nil, err
@@ -122,6 +123,9 @@ func (p *Pipeline) sync(ctx context.Context, full bool) (Report, error) {
 	}
 	defer unlock()
 	if err := p.current(ctx); err != nil {
+		return Report{}, err
+	}
+	if err := p.local.CheckResolvers(ctx); err != nil {
 		return Report{}, err
 	}
 	if err := p.local.CheckScope(ctx, p.remote.Scope()); err != nil {

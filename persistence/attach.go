@@ -48,6 +48,9 @@ type AttachOptions struct {
 	// Only, when it is not empty, names the tables to take; all others are
 	// excluded. A table that was excluded comes back by being named here.
 	Only []string
+	// Options are the owner's choices for tables, by name; a table that is not named
+	// keeps those it has.
+	Options map[string]TableOptions
 	// InstallationID mints the id of a file that has none; nil is a random one.
 	InstallationID func() string
 }
@@ -120,6 +123,7 @@ type attacher struct {
 	stored   map[string]storedTable
 	objects  map[string][]masterObject // triggers and indexes by folded table, in the order of their creation
 	excluded []string
+	options  map[string]TableOptions
 	// hadTriggers are the tables that came with triggers of ours, moved those whose
 	// triggers were made for another name.
 	hadTriggers, moved map[string]bool
@@ -215,6 +219,9 @@ func (a *attacher) run() error {
 	if err := a.choose(); err != nil {
 		return err
 	}
+	if err := a.chooseOptions(); err != nil {
+		return err
+	}
 	for _, t := range a.schema.Tables {
 		if err := a.check(t); err != nil {
 			return err
@@ -227,7 +234,7 @@ func (a *attacher) run() error {
 		return err
 	}
 	for _, t := range a.schema.Tables { // all before any is made: a renamed table still has the names that another needs
-		if err := a.dropObjects(t.Name, append(t.indexes(), t.triggers(a.calledBack(t), a.reacts())...)); err != nil {
+		if err := a.dropObjects(t.Name, append(t.indexes(), t.triggers(a.watch(t))...)); err != nil {
 			return fmt.Errorf("table %q: %w", t.Name, err)
 		}
 	}
@@ -236,6 +243,9 @@ func (a *attacher) run() error {
 			return fmt.Errorf("table %q: %w", t.Name, err)
 		}
 		a.out.Tables = append(a.out.Tables, t.Name)
+	}
+	if err := a.storeOptions(); err != nil {
+		return err
 	}
 	var version int64
 	if err := a.q.QueryRowContext(a.ctx, "PRAGMA schema_version").Scan(&version); err != nil {

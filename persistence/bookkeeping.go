@@ -139,6 +139,15 @@ var bookkeeping = []string{
 		PRIMARY KEY (tableName, clientId, parentTable, parentKey, parentId)
 	) WITHOUT ROWID`,
 	`CREATE INDEX IF NOT EXISTS tidemark_left_parent ON tidemark_left (parentTable, parentKey, parentId)`,
+	// What a dirty row was when we last agreed with the server, for tables whose policy
+	// needs it. value has no type, so that it is kept as it is.
+	`CREATE TABLE IF NOT EXISTS tidemark_bases (
+		tableName TEXT NOT NULL,
+		clientId TEXT NOT NULL,
+		columnName TEXT NOT NULL,
+		value,
+		PRIMARY KEY (tableName, clientId, columnName)
+	) WITHOUT ROWID`,
 	// Documents that were received and cannot be applied yet. kind: 'waiting' for a
 	// parent, 'collides' on a unique key, 'tombstone' until the download's end.
 	`CREATE TABLE IF NOT EXISTS tidemark_inbox (

@@ -148,6 +148,12 @@ func (t *tx) acknowledge(p *plan, e journalEntry, me string, updateTime int64) e
 			return err
 		}
 		if n > 0 {
+			// Of an edit made meanwhile the base is gone, too: what was sent is not kept.
+			if p.options.Policy.keepsBase() {
+				if err := t.exec(`DELETE FROM tidemark_bases WHERE tableName = ? AND clientId = ?`, e.Table, e.ID); err != nil {
+					return err
+				}
+			}
 			if len(p.refs) == 0 {
 				return nil
 			}

@@ -12,26 +12,38 @@ func later(on int64, by string, otherOn int64, otherBy string) bool {
 	return on > otherOn || on == otherOn && by > otherBy
 }
 
+// localWins decides between a change here and one on the server; reason says by what.
+func (o TableOptions) localWins(on int64, by string, otherOn int64, otherBy string) (bool, string) {
+	switch o.Policy {
+	case ServerWins:
+		return false, "the table's policy is " + string(ServerWins)
+	case ClientWins:
+		return true, "the table's policy is " + string(ClientWins)
+	default:
+		return later(on, by, otherOn, otherBy), "the later edit wins"
+	}
+}
+
 // conflict settles a newer document against a row that was changed here.
 func (a *applier) conflict(d *messages.Document) (outcome, error) {
 	row, err := a.p.rowByID(a.tx, d.ID)
 	if err != nil || row == nil {
 		return 0, err
 	}
-	same := a.p.same(row, d)
-	var localWins bool
-	reason := "changed on both sides; the later edit wins"
-	switch a.p.options.Policy {
-	case ServerWins:
-		reason = "changed on both sides; the table's policy is " + string(ServerWins)
-	case ClientWins:
-		localWins, reason = true, "changed on both sides; the table's policy is "+string(ClientWins)
-	default:
-		localWins = later(row.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy)
-		if same {
-			localWins = row.updatedOn > d.UpdatedOn // nothing differs: only the later time has to go up
-		}
+	if a.p.options.Policy.keepsBase() && !a.p.same(row, d) {
+		return a.combine(row, d)
 	}
+	return a.oneWins(row, d, "changed on both sides; ")
+}
+
+// oneWins lets one side of a conflict win as a whole.
+func (a *applier) oneWins(row *localRow, d *messages.Document, reason string) (outcome, error) {
+	same := a.p.same(row, d)
+	localWins, why := a.p.options.localWins(row.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy)
+	if same && a.p.options.Policy != ServerWins && a.p.options.Policy != ClientWins {
+		localWins = row.updatedOn > d.UpdatedOn // nothing differs: only the later time has to go up
+	}
+	reason += why
 	if !localWins {
 		out, err := a.update(d, 0)
 		if err != nil || out != applied || same {
@@ -39,17 +51,21 @@ func (a *applier) conflict(d *messages.Document) (outcome, error) {
 		}
 		return applied, a.keepConflict(row, d, "server", reason)
 	}
-	// Ours goes up on top of the version it beat, with a time above both.
+	if err := a.putOnTop(d); err != nil || same {
+		return applied, err
+	}
+	return applied, a.keepConflict(row, d, "local", reason)
+}
+
+// putOnTop lets the row go up on top of the version it beat, with a time above both.
+func (a *applier) putOnTop(d *messages.Document) error {
+	a.rows[d.ID] = &rowRef{dirty: true, version: d.UpdateTime}
 	if err := a.tx.exec(`UPDATE `+a.p.name+` SET serverId = clientId, serverVersion = ?, updatedBy = ?,
 		updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END, isDirty = 1 WHERE clientId = ?`,
 		d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, d.ID); err != nil {
-		return 0, err
+		return err
 	}
-	a.rows[d.ID] = &rowRef{dirty: true, version: d.UpdateTime}
-	if same {
-		return applied, nil
-	}
-	return applied, a.keepConflict(row, d, "local", reason)
+	return a.dropBase(d.ID)
 }
 
 // overrule puts our edit on top of a document that does not fit here; the document
@@ -59,8 +75,7 @@ func (a *applier) overrule(d *messages.Document) error {
 	if err != nil || row == nil || !row.dirty {
 		return err
 	}
-	if err := a.tx.exec(`UPDATE `+a.p.name+` SET serverId = clientId, serverVersion = ?, updatedBy = ?,
-		updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END WHERE clientId = ?`, d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, d.ID); err != nil {
+	if err := a.putOnTop(d); err != nil {
 		return err
 	}
 	if err := a.tx.clearLetter(messages.StageDownload, a.p.t.Name, d.ID); err != nil {
@@ -94,12 +109,14 @@ func (a *applier) againstTombstone(d *messages.Document) (out outcome, done bool
 		}
 		return applied, true, a.keepConflict(nil, d, "local", "changed after it was merged into document "+survivor)
 	}
-	if dirty && later(on, a.me, d.UpdatedOn, d.UpdatedBy) {
-		if err := a.tx.exec(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ?, updatedBy = ? WHERE tableName = ? AND clientId = ?`,
-			d.UpdateTime, a.me, a.p.t.Name, d.ID); err != nil {
+	localWins, why := a.p.options.localWins(on, a.me, d.UpdatedOn, d.UpdatedBy)
+	if dirty && localWins {
+		if err := a.tx.exec(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ?, updatedBy = ?,
+			updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END WHERE tableName = ? AND clientId = ?`,
+			d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, a.p.t.Name, d.ID); err != nil {
 			return 0, true, err
 		}
-		return applied, true, a.keepConflict(nil, d, "local", "deleted here after it was changed there")
+		return applied, true, a.keepConflict(nil, d, "local", "deleted here and changed there; "+why)
 	}
 	if out, err = a.insert(d); err != nil || out != applied {
 		return out, true, err
@@ -108,7 +125,7 @@ func (a *applier) againstTombstone(d *messages.Document) (out outcome, done bool
 		return 0, true, err
 	}
 	if dirty {
-		return applied, true, a.keepConflict(nil, d, "server", "changed there after it was deleted here")
+		return applied, true, a.keepConflict(nil, d, "server", "deleted here and changed there; "+why)
 	}
 	return applied, true, nil
 }

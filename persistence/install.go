@@ -2,6 +2,7 @@ package persistence
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -55,6 +56,48 @@ func (a *attacher) reacts() bool {
 	return false
 }
 
+// watch says what the triggers of a table have to look after.
+func (a *attacher) watch(t *Table) watch {
+	return watch{calledBack: a.calledBack(t), reacts: a.reacts(), keepsBase: a.options[t.Name].Policy.keepsBase()}
+}
+
+// chooseOptions brings the owner's choices together with those of before.
+func (a *attacher) chooseOptions() (err error) {
+	if a.options, err = loadOptions(a.ctx, a.q); err != nil {
+		return err
+	}
+	for name, o := range a.opts.Options {
+		t := a.schema.Table(name)
+		if t == nil {
+			return fmt.Errorf("there is no attached table %q to choose a policy for: check the name", name)
+		}
+		if err := o.validate(); err != nil {
+			return fmt.Errorf("table %q: %w", name, err)
+		}
+		a.options[t.Name] = o
+	}
+	return nil
+}
+
+func (a *attacher) storeOptions() error {
+	for _, t := range a.schema.Tables {
+		raw, err := json.Marshal(a.options[t.Name])
+		if err != nil {
+			return err
+		}
+		if _, err := a.exec(`UPDATE tidemark_tables SET options = ? WHERE tableName = ? AND options <> ?`, string(raw), t.Name, string(raw)); err != nil {
+			return err
+		}
+		if a.options[t.Name].Policy.keepsBase() {
+			continue
+		}
+		if _, err := a.exec(`DELETE FROM tidemark_bases WHERE tableName = ?`, t.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // suspended runs fn without the application's UPDATE triggers on the table: that
 // we fill our columns is no reason to set everybody's "modified at" to today.
 func (a *attacher) suspended(t *Table, fn func() error) error {
@@ -95,7 +138,7 @@ func (a *attacher) dropObjects(table string, keep []schemaObject) error {
 // install creates the indexes and triggers that are missing and tries them.
 func (a *attacher) install(t *Table) error {
 	var missing []schemaObject
-	for _, o := range append(t.indexes(), t.triggers(a.calledBack(t), a.reacts())...) {
+	for _, o := range append(t.indexes(), t.triggers(a.watch(t))...) {
 		if !slices.ContainsFunc(a.objects[fold(t.Name)], func(m masterObject) bool { return m.schemaObject == o }) {
 			missing = append(missing, o)
 		}

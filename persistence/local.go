@@ -16,8 +16,9 @@ type Local struct {
 	db   *bun.DB
 	info DeviceInfo
 
-	mu      sync.Mutex // guards schema
-	schema  *Schema
+	mu        sync.Mutex // guards what follows
+	resolvers map[string]Resolver
+	schema    *Schema
 	plans   map[string]*plan
 	version int64
 }

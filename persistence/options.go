@@ -15,7 +15,20 @@ const (
 	LastWriterWins Policy = "last-writer-wins"
 	ServerWins     Policy = "server-wins"
 	ClientWins     Policy = "client-wins"
+	// MergeByField keeps the edits of both sides where they changed different columns,
+	// against the version that both started from; where they changed the same column,
+	// the later edit wins. A trigger keeps that version from the first edit of a row
+	// until it is uploaded. It names the table's columns: drop the triggers of such a
+	// table that start with tidemark_ before an ALTER TABLE DROP COLUMN, the next Attach
+	// brings them back.
+	MergeByField Policy = "merge-by-field"
+	// ByApplication asks the application's Resolver.
+	ByApplication Policy = "by-application"
 )
+
+// keepsBase reports whether the policy needs the version that both sides started
+// from.
+func (p Policy) keepsBase() bool { return p == MergeByField || p == ByApplication }
 
 // TableOptions are the owner's choices for one table, kept in tidemark_tables.
 type TableOptions struct {
@@ -58,37 +71,17 @@ func loadOptions(ctx context.Context, q queryer) (map[string]TableOptions, error
 	return out, rows.Err()
 }
 
-// SetOptions stores the owner's choices for attached tables.
-func (l *Local) SetOptions(ctx context.Context, options map[string]TableOptions) error {
-	err := l.write(ctx, func(tx *tx) error {
-		for name, o := range options {
-			switch o.Policy {
-			case "", LastWriterWins, ServerWins, ClientWins:
-			default:
-				return fmt.Errorf("table %q: unknown policy %q", name, o.Policy)
-			}
-			switch o.Unique {
-			case "", Adopt, SetAside:
-			default:
-				return fmt.Errorf("table %q: unknown policy for unique keys %q", name, o.Unique)
-			}
-			raw, err := json.Marshal(o)
-			if err != nil {
-				return err
-			}
-			n, err := tx.run(`UPDATE tidemark_tables SET options = ? WHERE tableName = ? COLLATE NOCASE`, string(raw), name)
-			if err != nil {
-				return err
-			}
-			if n == 0 {
-				return fmt.Errorf("table %q: %w", name, ErrNotAttached)
-			}
-		}
-		return nil
-	})
-	l.forget()
-	if err != nil {
-		return fmt.Errorf("store the tables' options: %w", err)
+// validate refuses policies that do not exist.
+func (o TableOptions) validate() error {
+	switch o.Policy {
+	case "", LastWriterWins, ServerWins, ClientWins, MergeByField, ByApplication:
+	default:
+		return fmt.Errorf("unknown policy %q: take last-writer-wins, server-wins, client-wins, merge-by-field or by-application", o.Policy)
+	}
+	switch o.Unique {
+	case "", Adopt, SetAside:
+	default:
+		return fmt.Errorf("unknown policy for unique keys %q: take adopt or set-aside", o.Unique)
 	}
 	return nil
 }

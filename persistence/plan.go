@@ -24,6 +24,7 @@ type plan struct {
 	surrogate string // the INTEGER PRIMARY KEY when it is nothing but a local number
 	selectSQL string
 	options   TableOptions
+	resolver  Resolver // for the policy ByApplication
 	reacts    bool // the application has triggers, on this table or another
 	all       map[string]*plan
 }
@@ -90,6 +91,11 @@ func (l *Local) Schema(ctx context.Context) (*Schema, error) {
 	for name, o := range options {
 		if p := plans[name]; p != nil {
 			p.options = o
+		}
+	}
+	for name, r := range l.resolvers {
+		if t := s.Table(name); t != nil {
+			plans[t.Name].resolver = r
 		}
 	}
 	l.schema, l.plans, l.version = s, plans, v

@@ -124,6 +124,9 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 		return a.refused(err)
 	}
 	a.rows[d.ID] = &rowRef{version: d.UpdateTime}
+	if err := a.dropBase(d.ID); err != nil {
+		return 0, err
+	}
 	if moved {
 		if err := a.edited(d.ID); err != nil {
 			return 0, err
@@ -239,6 +242,9 @@ func (a *applier) update(d *messages.Document, updatedOn int64) (outcome, error)
 
 // agreed drops what was kept of a row only while it was dirty.
 func (a *applier) agreed(id string) error {
+	if err := a.dropBase(id); err != nil {
+		return err
+	}
 	if len(a.p.refs) == 0 || a.fresh {
 		return nil
 	}

@@ -114,7 +114,7 @@ func (s *settler) blocked(held map[docKey]bool) (bool, error) {
 				if err != nil {
 					return false, err
 				}
-				if later(mine.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy) {
+				if wins, _ := p.options.localWins(mine.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy); wins {
 					return true, s.bury(a, d) // the edit here beats the delete: it lives, and holds its parents
 				}
 			}
@@ -171,16 +171,17 @@ func (s *settler) bury(a *applier, d *messages.Document) error {
 	}
 	if row == nil || row.serverVersion < d.UpdateTime {
 		if row != nil && row.dirty {
-			if later(row.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy) {
-				if err := s.tx.exec(`UPDATE `+a.p.name+` SET serverId = clientId, serverVersion = ? WHERE clientId = ?`, d.UpdateTime, d.ID); err != nil {
+			wins, why := a.p.options.localWins(row.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy)
+			if wins {
+				if err := a.putOnTop(d); err != nil {
 					return err
 				}
-				if err := a.keepConflict(row, d, "local", "changed here after it was deleted there"); err != nil {
+				if err := a.keepConflict(row, d, "local", "changed here and deleted there; "+why); err != nil {
 					return err
 				}
 				return a.file(d, applied)
 			}
-			if err := a.keepConflict(row, d, "server", "deleted there after it was changed here"); err != nil {
+			if err := a.keepConflict(row, d, "server", "changed here and deleted there; "+why); err != nil {
 				return err
 			}
 		}
@@ -207,7 +208,7 @@ func (s *settler) revive(a *applier, d *messages.Document) error {
 	if err != nil || row == nil {
 		return err
 	}
-	if row.dirty && later(row.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy) {
+	if wins, _ := a.p.options.localWins(row.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy); row.dirty && wins {
 		return s.bury(a, d) // the edit here revives it by itself
 	}
 	if row.dirty && !a.p.same(row, d) {

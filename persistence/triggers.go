@@ -15,7 +15,8 @@ import (
 //     application breaks every ALTER TABLE RENAME while that table is away, and with
 //     it the usual way to rebuild a table.
 //   - It names no column but the tracked ones and those of keys, which cannot be
-//     dropped anyway: a column that a trigger names cannot be dropped either.
+//     dropped anyway: a column that a trigger names cannot be dropped either. (Where
+//     the owner wants rows merged by field, one trigger has to.)
 //   - It relies neither on the order of triggers, which is undefined, nor on
 //     OR IGNORE and the like in its own statements: the outer statement's wins.
 //   - It runs on the SQLite of old phones: 3.24.
@@ -240,18 +241,26 @@ func keyText(ref string, columns []string) string {
 	return strings.Join(parts, " || char(31) || ")
 }
 
-// triggers are the table's triggers. calledBack says that the application has an
-// UPDATE trigger on the table, which our own updates fire.
-// reacts says that the application has triggers at all.
-func (t *Table) triggers(calledBack, reacts bool) []schemaObject {
+// watch is what the triggers of a table have to look after.
+type watch struct {
+	calledBack bool // the application has an UPDATE trigger on the table, which our own updates fire
+	reacts     bool // the application has triggers at all
+	keepsBase  bool // what a row was before its first edit is kept
+}
+
+// triggers are the table's triggers.
+func (t *Table) triggers(w watch) []schemaObject {
 	all := []schemaObject{
-		t.beforeInsert(), t.afterInsert(), t.afterBirth(), t.beforeKeyUpdate(), t.afterKeyUpdate(),
-		t.afterUpdate(calledBack), t.afterIdentityUpdate(), t.afterDelete(),
+		t.beforeInsert(w.keepsBase), t.afterInsert(), t.afterBirth(), t.beforeKeyUpdate(), t.afterKeyUpdate(),
+		t.afterUpdate(w.calledBack), t.afterIdentityUpdate(), t.afterDelete(),
+	}
+	if w.keepsBase {
+		all = append(all, t.beforeFirstEdit())
 	}
 	if len(t.ForeignKeys) > 0 {
 		all = append(all, t.afterReferenceUpdate())
 	}
-	if reacts {
+	if w.reacts {
 		all = append(all, t.afterTouch())
 	}
 	return all
@@ -315,8 +324,15 @@ func (t *Table) buryVanished() []string {
 }
 
 // beforeInsert: OR REPLACE deletes what is in the way without a DELETE trigger.
-func (t *Table) beforeInsert() schemaObject {
+func (t *Table) beforeInsert(keepsBase bool) schemaObject {
 	body := t.notes("")
+	for _, c := range t.Columns {
+		if keepsBase { // the replaced row may live on as the new one
+			body = append(body, "INSERT INTO tidemark_bases (tableName, clientId, columnName, value) SELECT "+literal(t.Name)+", x.clientId, "+literal(c.Name)+", x."+quote(c.Name)+
+				" FROM tidemark_replaced CROSS JOIN "+quote(t.Name)+" AS x WHERE "+t.noted()+
+				" AND x.clientId = tidemark_replaced.clientId AND x.isDirty = 0 AND x.serverVersion IS NOT NULL ON CONFLICT DO NOTHING")
+		}
+	}
 	when := []string{"EXISTS (SELECT 1 FROM tidemark_replaced WHERE tableName = " + literal(t.Name) + ")"}
 	for _, k := range t.uniqueKeys() {
 		when = append(when, "EXISTS (SELECT 1 FROM "+quote(t.Name)+" WHERE "+t.collides(k)+")")
@@ -399,6 +415,23 @@ func (t *Table) afterUpdate(calledBack bool) schemaObject {
 		}, append(body, "DELETE FROM tidemark_marking WHERE "+mine)...)
 	}
 	return t.trigger("au", "AFTER UPDATE", when, body...)
+}
+
+// beforeFirstEdit keeps what a row was when we last agreed with the server. It comes
+// before the row changes, so no other trigger has changed it yet, and what is there
+// stays: an edit of a row that is dirty already only looks like a first one while
+// the mark is being made.
+func (t *Table) beforeFirstEdit() schemaObject {
+	var changed, values []string
+	for _, c := range t.Columns {
+		changed = append(changed, "OLD."+quote(c.Name)+" IS NOT NEW."+quote(c.Name))
+		values = append(values, "("+literal(t.Name)+", OLD.clientId, "+literal(c.Name)+", OLD."+quote(c.Name)+")")
+	}
+	if len(changed) == 0 {
+		changed, values = []string{"false"}, []string{"('', '', '', NULL)"}
+	}
+	return t.trigger("base", "BEFORE UPDATE", "OLD.isDirty = 0 AND OLD.clientId IS NOT NULL AND OLD.serverVersion IS NOT NULL AND "+notApplying+" AND ("+strings.Join(changed, " OR ")+")",
+		"INSERT INTO tidemark_bases (tableName, clientId, columnName, value) VALUES "+strings.Join(values, ", ")+" ON CONFLICT DO NOTHING")
 }
 
 // afterIdentityUpdate: programs that write back every column they once read must

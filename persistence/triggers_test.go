@@ -408,7 +408,7 @@ func TestTriggerLookupsSeek(t *testing.T) {
 	}
 	row := regexp.MustCompile(`\b(NEW|OLD)\.("([^"]|"")*"|\w+)`)
 	for _, table := range schema.Tables {
-		for _, o := range table.triggers(true, true) {
+		for _, o := range table.triggers(watch{calledBack: true, reacts: true}) {
 			body := o.sql[strings.Index(o.sql, "BEGIN\n")+6 : strings.LastIndex(o.sql, "END")]
 			for s := range strings.SplitSeq(strings.TrimSpace(body), ";\n") {
 				s = row.ReplaceAllString(strings.TrimSuffix(s, ";"), "(SELECT 'x')")
