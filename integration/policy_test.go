@@ -67,7 +67,7 @@ func TestMergeByFieldGoesOnFromTheLastVersion(t *testing.T) {
 	}
 	f.remote = func() tidemark.Remote { return remote }
 	down := f.on(b.path, b.db, tidemark.WithRetries(0, time.Second))
-	b.exec(`UPDATE card SET body = 'from b'`)
+	b.exec(`UPDATE card SET body = 'from b', high = 20`)
 	later()
 	for i := range 3 {
 		a.exec(fmt.Sprintf(`UPDATE card SET title = 'a%d'`, i))
@@ -83,7 +83,7 @@ func TestMergeByFieldGoesOnFromTheLastVersion(t *testing.T) {
 	rounds(2, b, a)
 	same(t, a, b)
 	// b's edit of body was made before a's.
-	if got := b.value(`SELECT title || '|' || body || '|' || rank FROM card`); got != `"a2|a wrote here, too|5.0"` {
+	if got := b.value(`SELECT title || '|' || body || '|' || rank || '|' || high FROM card`); got != `"a2|a wrote here, too|5.0|20"` {
 		t.Errorf("merged to %s", got)
 	}
 	if n := b.conflicts(); n != "1" {

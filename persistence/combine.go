@@ -43,7 +43,7 @@ func (l *Local) SetResolvers(r map[string]Resolver) {
 	l.mu.Unlock()
 }
 
-// ErrNoResolver: a table's policy is ByApplication and nobody gave a Resolver.
+// ErrNoResolver says that a table's policy is ByApplication and nobody gave a Resolver.
 var ErrNoResolver = errors.New("a table's conflicts are decided by the application")
 
 // CheckResolvers fails with ErrNoResolver when a table is without the Resolver that

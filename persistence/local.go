@@ -19,8 +19,8 @@ type Local struct {
 	mu        sync.Mutex // guards what follows
 	resolvers map[string]Resolver
 	schema    *Schema
-	plans   map[string]*plan
-	version int64
+	plans     map[string]*plan
+	version   int64
 }
 
 // DeviceInfo describes this installation to people, in its Devices record.

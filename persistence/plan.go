@@ -25,7 +25,7 @@ type plan struct {
 	selectSQL string
 	options   TableOptions
 	resolver  Resolver // for the policy ByApplication
-	reacts    bool // the application has triggers, on this table or another
+	reacts    bool     // the application has triggers, on this table or another
 	all       map[string]*plan
 }
 
