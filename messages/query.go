@@ -11,11 +11,17 @@ type Position struct {
 // (stamp, id); the first Position of a device that was seen up to n is
 // {Stamp{device, n}, ""} and means: everything with a number above n. Without a
 // Device it reads the whole table in order of id, after Position.ID.
+//
+// With Tombstones, of a device's documents only the deleted ones come, with a number
+// up to Till; others are not billed, and Fields may be empty.
 type Query struct {
 	Table    string
 	Device   string
 	After    Position
 	ReadTime int64
+	// Tombstones asks for deletes only, up to the number Till; only with a Device.
+	Tombstones bool
+	Till       int64
 	// Limit bounds the answer; 0 is no limit.
 	Limit int
 }

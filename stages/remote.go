@@ -16,7 +16,7 @@ type DeviceReader interface {
 	// Devices returns the records whose uploadedOn is after since (Unix ms, of the
 	// server's clock), our own included, and the read time of the answer – also
 	// when it is empty. With since 0 it returns every record that has an
-	// uploadedOn.
+	// uploadedOn, with a negative one really every record.
 	Devices(ctx context.Context, since int64) (messages.DeviceList, error)
 	// Device returns one record as it is now, billed one read. A record that does
 	// not exist has UpdateTime 0 and is no error.

@@ -55,7 +55,7 @@ func (r *Remote) devices(ctx context.Context, since int64) (messages.DeviceList,
 	if list.ReadTime, err = tick(ctx, tx, 0); err != nil {
 		return list, err
 	}
-	rows, err := tx.QueryContext(ctx, `SELECT id, updateTime, uploadedOn, record FROM devices WHERE uploadedOn > ? ORDER BY uploadedOn, id`, max(0, since))
+	rows, err := tx.QueryContext(ctx, `SELECT id, updateTime, uploadedOn, record FROM devices WHERE uploadedOn > ? ORDER BY uploadedOn, id`, since)
 	if err != nil {
 		return list, err
 	}
@@ -233,6 +233,10 @@ func (r *Remote) chunk(ctx context.Context, q messages.Query, n int) (docs []mes
 func statement(q messages.Query, n int) (string, []any) {
 	const visible = ` AND updateTime <= ? AND (until IS NULL OR until > ?)`
 	switch {
+	case q.Tombstones:
+		return `SELECT ` + columns + ` FROM versions INDEXED BY versions_log WHERE tableName = ? AND device = ? AND (seq, id) > (?, ?) AND (seq > ? OR ? <> '') AND seq <= ? AND deleted = 1` +
+				visible + ` ORDER BY seq, id LIMIT ?`,
+			[]any{q.Table, q.Device, q.After.Stamp.Seq, q.After.ID, q.After.Stamp.Seq, q.After.ID, q.Till, q.ReadTime, q.ReadTime, n}
 	case q.Device == "":
 		return `SELECT ` + columns + ` FROM versions WHERE tableName = ? AND id > ?` + visible + ` ORDER BY id LIMIT ?`,
 			[]any{q.Table, q.After.ID, q.ReadTime, q.ReadTime, n}

@@ -20,13 +20,17 @@ const documentID = "__name__"
 // lookupBatch bounds a lookup's request: ids may have 1,500 bytes each.
 const lookupBatch = 500
 
-// Devices returns the records whose uploadedOn is after since.
+// Devices returns the records whose uploadedOn is after since, all with a negative
+// one.
 func (r *Remote) Devices(ctx context.Context, since int64) (messages.DeviceList, error) {
 	op := "read Devices"
 	q := &pb.StructuredQuery{
 		From:    []*pb.StructuredQuery_CollectionSelector{{CollectionId: devicesCollection}},
 		Where:   where(uploadedOn, pb.StructuredQuery_FieldFilter_GREATER_THAN, timestamp(time.UnixMilli(since))),
 		OrderBy: []*pb.StructuredQuery_Order{ascending(uploadedOn)},
+	}
+	if since < 0 {
+		q.Where, q.OrderBy = nil, nil
 	}
 	list := messages.DeviceList{Reads: 1}
 	n, readTime, err := r.query(ctx, op, q, 0, func(p *pb.Document) error {
@@ -76,8 +80,14 @@ func (r *Remote) Read(ctx context.Context, q messages.Query, yield func(messages
 		}
 	} else {
 		op += " of device " + q.Device
+		field, till := stamp, messages.MaxSeq
+		if q.Tombstones {
+			field, till = tombstone, min(max(q.Till, 0), messages.MaxSeq)
+			// What is to be purged need not travel.
+			sq.Select = &pb.StructuredQuery_Projection{Fields: []*pb.StructuredQuery_FieldReference{{FieldPath: stamp}, {FieldPath: deleted}}}
+		}
 		from := text(messages.Stamp{Device: q.Device, Seq: q.After.Stamp.Seq}.String())
-		to := text(messages.Stamp{Device: q.Device, Seq: messages.MaxSeq}.String())
+		to := text(messages.Stamp{Device: q.Device, Seq: till}.String())
 		lower := pb.StructuredQuery_FieldFilter_GREATER_THAN
 		if q.After.ID != "" {
 			lower = pb.StructuredQuery_FieldFilter_GREATER_THAN_OR_EQUAL
@@ -85,9 +95,9 @@ func (r *Remote) Read(ctx context.Context, q messages.Query, yield func(messages
 		}
 		sq.Where = &pb.StructuredQuery_Filter{FilterType: &pb.StructuredQuery_Filter_CompositeFilter{CompositeFilter: &pb.StructuredQuery_CompositeFilter{
 			Op:      pb.StructuredQuery_CompositeFilter_AND,
-			Filters: []*pb.StructuredQuery_Filter{where(stamp, lower, from), where(stamp, pb.StructuredQuery_FieldFilter_LESS_THAN_OR_EQUAL, to)},
+			Filters: []*pb.StructuredQuery_Filter{where(field, lower, from), where(field, pb.StructuredQuery_FieldFilter_LESS_THAN_OR_EQUAL, to)},
 		}}}
-		sq.OrderBy = []*pb.StructuredQuery_Order{ascending(stamp), ascending(documentID)}
+		sq.OrderBy = []*pb.StructuredQuery_Order{ascending(field), ascending(documentID)}
 	}
 	n, _, err := r.query(ctx, op, sq, q.ReadTime, func(p *pb.Document) error {
 		d := toDocument(q.Table, p)

@@ -110,7 +110,7 @@ func (s *Server) list(r *Remote, since int64, repeat bool) messages.DeviceList {
 		list = *r.devices
 	} else {
 		for _, d := range s.devices {
-			if d.UploadedOn > max(0, since) {
+			if since < 0 || d.UploadedOn > since {
 				list.Devices = append(list.Devices, d)
 			}
 		}

@@ -152,7 +152,13 @@ func (t *table) scan(q messages.Query, after messages.Position, n int) []message
 	}
 	for i := l.after(after); i < len(l.entries) && len(found) < n; i++ {
 		e := l.entries[i]
+		if q.Tombstones && e.seq > q.Till {
+			break
+		}
 		d := t.docs[e.id].at(q.ReadTime)
+		if q.Tombstones && d != nil && !d.Deleted {
+			continue
+		}
 		if d != nil && d.Stamp == (messages.Stamp{Device: q.Device, Seq: e.seq}) {
 			found = append(found, *d)
 		}
