@@ -33,6 +33,8 @@ var (
 	ErrUnsynced = persistence.ErrUnsynced
 	// ErrDamaged: a snapshot is not what its maker uploaded.
 	ErrDamaged = persistence.ErrDamaged
+	// ErrMassDelete: a download would delete much of a table; see AllowDeletes.
+	ErrMassDelete = persistence.ErrMassDelete
 	// ErrNoResolver: a table's conflicts are decided by the application, see WithResolver.
 	ErrNoResolver = persistence.ErrNoResolver
 	// ErrInvalidOption: an option was refused by New.

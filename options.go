@@ -17,6 +17,8 @@ type settings struct {
 	log      *zap.Logger
 	device   persistence.DeviceInfo
 	backup   stages.BackupPolicy
+	purge    stages.PurgePolicy
+	guard    persistence.DeleteGuard
 	interval time.Duration
 	retries  int
 	backoff  time.Duration
@@ -36,12 +38,17 @@ func defaults() settings {
 			MaxAge:  24 * time.Hour, // a small application is backed up every day
 			Keep:    3,
 		},
-		interval: 30 * time.Second,       // one read each: 2,880 a day
-		retries:  4,                      // with the back-off below: about six seconds
-		backoff:  400 * time.Millisecond, // doubled each time, with jitter
-		parallel: 4,                      // tables that download side by side; more only wait for SQLite's one writer
-		rounds:   5,                      // another device's edits may overtake ours; the next cycle goes on
-		grace:    10 * time.Second,       // what a cycle may take to end after Run was asked to stop
+		purge: stages.PurgePolicy{
+			Every:  24 * time.Hour,      // it reads every device's record
+			Unseen: 90 * 24 * time.Hour, // a phone in a drawer; afterwards it reads everything again
+		},
+		guard:    persistence.DeleteGuard{Share: 0.5, Rows: 100}, // somebody emptied a table by mistake, or by malice
+		interval: 30 * time.Second,                               // one read each: 2,880 a day
+		retries:  4,                                              // with the back-off below: about six seconds
+		backoff:  400 * time.Millisecond,                         // doubled each time, with jitter
+		parallel: 4,                                              // tables that download side by side; more only wait for SQLite's one writer
+		rounds:   5,                                              // another device's edits may overtake ours; the next cycle goes on
+		grace:    10 * time.Second,                               // what a cycle may take to end after Run was asked to stop
 	}
 }
 
@@ -137,6 +144,33 @@ func WithResolver(table string, r Resolver) Option {
 			s.resolvers = map[string]persistence.Resolver{}
 		}
 		s.resolvers[table] = r
+		return nil
+	}
+}
+
+// WithPurge sets how often this device looks for tombstones that every device has
+// seen and removes them from the server (default 24 h; 0 never), and how long ago a
+// device was last heard of when it no longer counts (default 90 days; a device that
+// comes back later reads everything again).
+func WithPurge(every, unseen time.Duration) Option {
+	return func(s *settings) error {
+		if every < 0 || unseen < 24*time.Hour {
+			return fmt.Errorf("%w: WithPurge takes no negative time, and at least a day for unseen devices", ErrInvalidOption)
+		}
+		s.purge = stages.PurgePolicy{Every: every, Unseen: unseen}
+		return nil
+	}
+}
+
+// WithDeleteGuard stops a download that would delete more than share (0 to 1) of a
+// table's rows and more than rows of them (default half of the table and 100 rows):
+// Sync then fails with ErrMassDelete until AllowDeletes. A share of 1 never stops.
+func WithDeleteGuard(share float64, rows int64) Option {
+	return func(s *settings) error {
+		if !(share >= 0 && share <= 1) || rows < 0 {
+			return fmt.Errorf("%w: WithDeleteGuard takes a share from 0 to 1 and no negative number of rows", ErrInvalidOption)
+		}
+		s.guard = persistence.DeleteGuard{Share: share, Rows: rows}
 		return nil
 	}
 }

@@ -61,6 +61,7 @@ func New(ctx context.Context, db *bun.DB, remote Remote, store SnapshotStore, op
 		return nil, err
 	}
 	p.local.SetResolvers(p.set.resolvers)
+	p.local.SetDeleteGuard(p.set.guard)
 	path, err := p.local.Path(ctx)
 	if err != nil {
 		return nil, err
@@ -113,6 +114,10 @@ func (p *Pipeline) Sync(ctx context.Context) (Report, error) { return p.sync(ctx
 // what is new: it finds documents that somebody wrote who is no device. It is
 // billed one read a document.
 func (p *Pipeline) SyncFull(ctx context.Context) (Report, error) { return p.sync(ctx, true) }
+
+// AllowDeletes lets the next download delete as much as it wants, once; see
+// WithDeleteGuard.
+func (p *Pipeline) AllowDeletes(ctx context.Context) error { return p.local.AllowDeletes(ctx) }
 
 func (p *Pipeline) sync(ctx context.Context, full bool) (Report, error) {
 	p.mu.Lock()

@@ -14,6 +14,7 @@ var (
 	downloadSettled  = topic[messages.DownloadSettled]{"DownloadSettled"}
 	dirtyUploaded    = topic[messages.DirtyUploaded]{"DirtyUploaded"}
 	deviceRegistered = topic[messages.DeviceRegistered]{"DeviceRegistered"}
+	tombstonesPurged = topic[messages.TombstonesPurged]{"TombstonesPurged"}
 	backupReady      = topic[messages.BackupReady]{"BackupReady"}
 )
 
@@ -30,6 +31,7 @@ func (p *Pipeline) wire(w *wiring, done func(messages.BackupReady)) {
 	connect(w, tableDownloaded, "settle", 1, settle.Handle, downloadSettled)
 	connect(w, downloadSettled, "upload", 1, stages.NewUpload(p.remote, p.local).Handle, dirtyUploaded)
 	connect(w, dirtyUploaded, "register", 1, stages.NewRegister(p.remote, p.local).Handle, deviceRegistered)
-	connect(w, deviceRegistered, "back up", 1, stages.NewBackUp(p.objects(), p.local, p.set.backup).Handle, backupReady)
+	connect(w, deviceRegistered, "purge", 1, stages.NewPurge(p.remote, p.objects(), p.local, p.set.purge).Handle, tombstonesPurged)
+	connect(w, tombstonesPurged, "back up", 1, stages.NewBackUp(p.objects(), p.local, p.set.backup).Handle, backupReady)
 	finish(w, backupReady, done)
 }

@@ -62,6 +62,14 @@ type DeviceRegistered struct {
 	Again bool   `json:"again,omitempty"`
 }
 
+// TombstonesPurged says that deletes which every device has seen are gone from the
+// server, if it was time to look.
+type TombstonesPurged struct {
+	Cycle string `json:"cycle"`
+	Round int    `json:"round"`
+	Again bool   `json:"again,omitempty"`
+}
+
 // BackupReady ends the cycle. Generation is that of a snapshot made by this
 // cycle, or empty.
 type BackupReady struct {

@@ -95,5 +95,6 @@ const (
 	StageSettle       = "settle"
 	StageUpload       = "upload"
 	StageRegister     = "register"
+	StagePurge        = "purge"
 	StageBackUp       = "back up"
 )

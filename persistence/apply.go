@@ -38,6 +38,7 @@ type applier struct {
 	tombs   bool               // the table has local tombstones
 	inbox   bool               // the table has received documents that wait
 	letters bool               // the table has dead letters of downloads
+	absent  bool               // behind the fence: who was not found on the server is written down
 	rebuilt bool               // rows have lost their identities
 	unknown map[[2]int64]bool  // createdOn and updatedOn of rows the server does not know, read when first wanted
 	fresh   bool               // no row here could be the same under the fallback key
@@ -136,6 +137,7 @@ func newApplier(t *tx, p *plan, counts *messages.Counts) (*applier, error) {
 	}
 	a.tombs = exists(`SELECT EXISTS (SELECT 1 FROM tidemark_tombstones WHERE tableName = ?)`)
 	a.inbox = exists(`SELECT EXISTS (SELECT 1 FROM tidemark_inbox WHERE tableName = ?)`)
+	a.absent = exists(`SELECT EXISTS (SELECT 1 FROM tidemark_absent WHERE tableName = ?)`)
 	a.letters = exists(`SELECT EXISTS (SELECT 1 FROM tidemark_dead_letters WHERE handler = 'download' AND tableName = ? AND state = 'dead')`)
 	if err != nil {
 		return nil, err
@@ -175,6 +177,11 @@ func (a *applier) page(docs []messages.Document) (string, error) {
 	self := a.selfReferring()
 	for i := range docs {
 		a.counts.Table(a.p.t.Name, messages.TableCounts{Downloaded: 1})
+		if a.absent {
+			if err := a.tx.exec(`DELETE FROM tidemark_absent WHERE tableName = ? AND clientId = ?`, a.p.t.Name, docs[i].ID); err != nil {
+				return docs[i].ID, err
+			}
+		}
 		for next := []*messages.Document{&docs[i]}; len(next) > 0; next = next[1:] {
 			d := next[0]
 			out, err := a.one(d)

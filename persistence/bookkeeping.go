@@ -30,6 +30,9 @@ var bookkeeping = []string{
 		checkedAt INTEGER NOT NULL DEFAULT 0,        -- µs, read time that open targets come from; 0: none open
 		firstAt INTEGER NOT NULL DEFAULT 0,          -- µs, read time of the first check of an open whole-table read
 		cutBroken INTEGER NOT NULL DEFAULT 0,        -- an open whole-table read was resumed at a later read time
+		fence TEXT NOT NULL DEFAULT '{}',            -- device → number up to which we have purged its tombstones
+		purgedOn INTEGER NOT NULL DEFAULT 0,         -- ms, when we last looked for some to purge
+		deletesAllowed INTEGER NOT NULL DEFAULT 0,   -- the owner has agreed to a download that deletes much
 		heldRows INTEGER NOT NULL DEFAULT 0,         -- dirty rows that the last upload had to leave behind
 		scope TEXT NOT NULL DEFAULT '',              -- of the remote that the numbers are from
 		schemaVersion INTEGER NOT NULL DEFAULT -1,   -- PRAGMA schema_version when we attached last
@@ -147,6 +150,13 @@ var bookkeeping = []string{
 		columnName TEXT NOT NULL,
 		value,
 		PRIMARY KEY (tableName, clientId, columnName)
+	) WITHOUT ROWID`,
+	// Behind the fence: rows that the whole read has not found on the server yet. Those
+	// it does not find were deleted, and their tombstones purged.
+	`CREATE TABLE IF NOT EXISTS tidemark_absent (
+		tableName TEXT NOT NULL,
+		clientId TEXT NOT NULL,
+		PRIMARY KEY (tableName, clientId)
 	) WITHOUT ROWID`,
 	// Documents that were received and cannot be applied yet. kind: 'waiting' for a
 	// parent, 'collides' on a unique key, 'tombstone' until the download's end.

@@ -16,6 +16,7 @@ type journalEntry struct {
 	ID        string `json:"i"`
 	UpdatedOn int64  `json:"u"`
 	Deleted   bool   `json:"d,omitempty"`
+	Purged    bool   `json:"p,omitempty"`
 }
 
 // Prepare makes the commit for some writes, with the next sequence number and a
@@ -23,6 +24,11 @@ type journalEntry struct {
 // writes it renews the record only: the number stays. Children whose parent is
 // neither on the server nor in the commit are left out.
 func (l *Local) Prepare(ctx context.Context, writes []messages.Write) (messages.Commit, error) {
+	return l.prepare(ctx, nil, writes)
+}
+
+// prepare also raises the fence that our record publishes.
+func (l *Local) prepare(ctx context.Context, fence messages.Vector, writes []messages.Write) (messages.Commit, error) {
 	var c messages.Commit
 	err := l.write(ctx, func(tx *tx) error {
 		c = messages.Commit{Device: messages.Device{Name: l.info.Name, Platform: l.info.Platform, Version: l.info.Version, Token: newID(), Tables: map[string]int64{}}}
@@ -37,6 +43,9 @@ func (l *Local) Prepare(ctx context.Context, writes []messages.Write) (messages.
 		if c.Device.Seen, err = tx.seen(); err != nil {
 			return err
 		}
+		if c.Device.Fence, err = tx.raiseFence(fence); err != nil {
+			return err
+		}
 		if len(writes) > 0 {
 			c.Device.Seq++
 			c.Announce = true
@@ -45,10 +54,14 @@ func (l *Local) Prepare(ctx context.Context, writes []messages.Write) (messages.
 		c.Writes = slices.Clone(writes)
 		for i := range c.Writes {
 			d := &c.Writes[i].Document
+			if c.Writes[i].Purge { // nothing that anybody would have to download
+				journal[i] = journalEntry{Table: d.Table, ID: d.ID, Purged: true}
+				continue
+			}
 			d.Stamp = messages.Stamp{Device: c.Device.ID, Seq: c.Device.Seq}
 			d.UpdatedBy = c.Device.ID
 			c.Device.Tables[d.Table] = c.Device.Seq
-			journal[i] = journalEntry{d.Table, d.ID, d.UpdatedOn, d.Deleted}
+			journal[i] = journalEntry{d.Table, d.ID, d.UpdatedOn, d.Deleted, false}
 		}
 		raw, err := json.Marshal(journal)
 		if err != nil {
@@ -107,7 +120,15 @@ func (l *Local) Acknowledge(ctx context.Context, token string, updateTime int64)
 		if err := tx.row(`SELECT EXISTS (SELECT 1 FROM tidemark_dead_letters WHERE handler = 'upload' AND state = 'dead')`).Scan(&letters); err != nil {
 			return err
 		}
+		uploaded := 0
 		for _, e := range journal {
+			if e.Purged {
+				if err := tx.exec(`UPDATE tidemark_tombstones SET serverId = NULL WHERE tableName = ? AND clientId = ? AND isDirty = 0`, e.Table, e.ID); err != nil {
+					return err
+				}
+				continue
+			}
+			uploaded++
 			tables[e.Table] = seq
 			counts.Table(e.Table, messages.TableCounts{Uploaded: 1})
 			p := byTable[e.Table]
@@ -128,7 +149,7 @@ func (l *Local) Acknowledge(ctx context.Context, token string, updateTime int64)
 			return err
 		}
 		if err := tx.exec(`UPDATE tidemark_state SET seq = ?, recordVersion = ?, recordTables = ?, registeredOn = ?, changedRows = changedRows + ?`,
-			seq, updateTime, string(rawTables), time.Now().UnixMilli(), len(journal)); err != nil {
+			seq, updateTime, string(rawTables), time.Now().UnixMilli(), uploaded); err != nil {
 			return err
 		}
 		return tx.exec(`DELETE FROM tidemark_tokens`)

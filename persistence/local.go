@@ -18,6 +18,7 @@ type Local struct {
 
 	mu        sync.Mutex // guards what follows
 	resolvers map[string]Resolver
+	guard     DeleteGuard
 	schema    *Schema
 	plans     map[string]*plan
 	version   int64

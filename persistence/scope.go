@@ -49,7 +49,7 @@ func (l *Local) Reset(ctx context.Context) error {
 				return fmt.Errorf("table %q: %w", p.t.Name, err)
 			}
 		}
-		for _, table := range []string{"seen", "targets", "positions", "tombstones", "left", "inbox", "dead_letters", "tokens", "touched", "renumbered", "bases"} {
+		for _, table := range []string{"seen", "targets", "positions", "tombstones", "left", "inbox", "dead_letters", "tokens", "touched", "renumbered", "bases", "absent"} {
 			if err := tx.exec(`DELETE FROM tidemark_` + table); err != nil {
 				return err
 			}
@@ -58,7 +58,7 @@ func (l *Local) Reset(ctx context.Context) error {
 			return err
 		}
 		return tx.exec(`UPDATE tidemark_state SET installationId = ?, scope = '', seq = 0, recordVersion = 0, recordTables = '{}', registeredOn = 0, checkedAt = 0,
-			firstAt = 0, cutBroken = 0, backedUp = '{}', backedUpOn = 0, generation = '', maker = '', changedRows = 0, clockOffset = 0`, newID())
+			firstAt = 0, cutBroken = 0, backedUp = '{}', backedUpOn = 0, generation = '', maker = '', changedRows = 0, clockOffset = 0, fence = '{}', purgedOn = 0, deletesAllowed = 0`, newID())
 	})
 	if err != nil {
 		return fmt.Errorf("reset the database: %w", err)

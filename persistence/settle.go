@@ -47,7 +47,13 @@ func (l *Local) Settle(ctx context.Context, asked map[string][]string, fetched [
 			// belong to different moments. The next round has one cut.
 			out.Again, out.Lookup = true, nil
 		} else {
+			if err := s.vanished(); err != nil {
+				return err
+			}
 			if err := s.wanted(); err != nil || len(out.Lookup) > 0 {
+				return err
+			}
+			if err := s.guard(l.deleteGuard()); err != nil {
 				return err
 			}
 			// A delete frees a unique key: first the deletes, then what waited for the

@@ -52,7 +52,7 @@ func NewBackUp(store ObjectStore, snapshots Snapshots, policy BackupPolicy) *Bac
 }
 
 // Handle backs up when it is due; losing the race for the manifest is no error.
-func (s *BackUp) Handle(ctx context.Context, in messages.DeviceRegistered) ([]messages.BackupReady, error) {
+func (s *BackUp) Handle(ctx context.Context, in messages.TombstonesPurged) ([]messages.BackupReady, error) {
 	step := messages.Step{Cycle: in.Cycle, Round: in.Round, Stage: messages.StageBackUp, Started: time.Now()}
 	out := messages.BackupReady{Cycle: in.Cycle, Round: in.Round, Again: in.Again}
 	if !in.Again && s.store != nil {

@@ -21,6 +21,9 @@ type Tracker interface {
 	Checked(ctx context.Context, readTime, offset int64, targets []messages.Target, whole, unknown []string, step messages.Step) error
 	Acknowledge(ctx context.Context, token string, updateTime int64) (messages.Counts, error)
 	NewIdentity(ctx context.Context) error
+	// Fenced prepares to read every table whole: tombstones that this device has not
+	// seen may be gone from the server.
+	Fenced(ctx context.Context) error
 }
 
 // CheckDevices is the first stage: which devices uploaded since we looked, and
@@ -69,6 +72,12 @@ func (s *CheckDevices) Handle(ctx context.Context, in messages.SyncRequested) ([
 			}
 		}
 	}
+	if fenced(st, list.Devices) {
+		if err := s.tracker.Fenced(ctx); err != nil {
+			return nil, err
+		}
+		return s.Handle(ctx, in)
+	}
 	var targets []messages.Target
 	touched := map[string]bool{}
 	changed := map[string]bool{}
@@ -103,6 +112,22 @@ func (s *CheckDevices) Handle(ctx context.Context, in messages.SyncRequested) ([
 		return nil, err
 	}
 	return []messages.DevicesChecked{{Cycle: in.Cycle, Round: in.Round, ReadTime: list.ReadTime, Tables: tables, Full: in.Full}}, nil
+}
+
+// fenced reports whether tombstones were purged that this device has not seen. In
+// its first download it has seen none, and needs none: it reads what lives.
+func fenced(st messages.Standing, devices []messages.Device) bool {
+	if len(st.Whole) == len(st.Tables) {
+		return false
+	}
+	for _, d := range devices {
+		for p, n := range d.Fence {
+			if p != st.InstallationID && n > st.Seen[p] {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // own compares our record with what we wrote last. Our token in it: a lost
