@@ -48,7 +48,7 @@ func newFleet(t *testing.T, schema string) *fleet {
 
 func openDB(t *testing.T, path string) *bun.DB {
 	t.Helper()
-	raw, err := sql.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(10000)&_pragma=foreign_keys(1)")
+	raw, err := sql.Open("sqlite", deviceDSN(path))
 	if err != nil {
 		t.Fatal(err)
 	}

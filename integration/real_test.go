@@ -14,7 +14,12 @@ import (
 	"github.com/tidemark-sync/tidemark/integration/servers"
 )
 
-func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
+func TestMain(m *testing.M) {
+	if job := os.Getenv(crashVariable); job != "" {
+		os.Exit(crashChild(job))
+	}
+	os.Exit(servers.Main(m))
+}
 
 // backends are what the stories run on.
 var backends = map[string]func(t *testing.T, schema string) *fleet{
