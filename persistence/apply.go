@@ -399,7 +399,9 @@ func (a *applier) file(d *messages.Document, out outcome) error {
 
 // fallback finds the one row without serverId that was created and changed in the
 // same milliseconds as the document: the same row, restored from a snapshot that
-// was made before its create was acknowledged.
+// was made before its create was acknowledged. Two devices may well write in the
+// same millisecond: a row that somebody else changed last is the same only if it
+// says the same.
 func (a *applier) fallback(d *messages.Document) (string, error) {
 	var ids []string
 	if a.unknown == nil {
@@ -430,6 +432,10 @@ func (a *applier) fallback(d *messages.Document) (string, error) {
 	var n int
 	err = a.tx.row(`SELECT count(*) FROM tidemark_tokens WHERE instr(journal, ?) > 0`, ids[0]).Scan(&n)
 	if err != nil || n > 0 {
+		return "", err
+	}
+	row, err := a.p.rowByID(a.tx, ids[0])
+	if err != nil || row == nil || row.updatedBy != d.UpdatedBy && !a.p.same(row, d) {
 		return "", err
 	}
 	return ids[0], nil
