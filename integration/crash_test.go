@@ -185,11 +185,12 @@ type plan struct {
 	hold  bool
 }
 
-// moments are the lines worth being killed at, those twice that matter most.
-var moments = []string{
-	sayAttached, sayCheck, sayRead, sayApplied, sayCommit, sayCommit, sayAcknowledged, sayAcknowledged,
-	saySnapshot, sayStreaming, sayStored, sayManifest, sayReplaced, sayReplaced,
-}
+// Lines worth being killed at, those twice that matter most. A snapshot is made only
+// once everything is up.
+var (
+	uploads = []string{sayAttached, sayCheck, sayRead, sayApplied, sayCommit, sayCommit, sayAcknowledged, sayAcknowledged}
+	backups = []string{saySnapshot, sayStreaming, sayStored, sayStored, sayManifest, sayReplaced, sayReplaced}
+)
 
 func (c *crashes) plan(i int) plan {
 	// Squared, so that most are soon and some late.
@@ -197,13 +198,18 @@ func (c *crashes) plan(i int) plan {
 		x := c.rnd.Float64()
 		return time.Duration(x * x * float64(most))
 	}
-	switch {
-	case i < max(2, *crashKills/40): // the first ones, before it is attached
-		return plan{line: sayAttach, nth: 1, after: soon(time.Second)}
-	case c.rnd.IntN(3) == 0:
-		return plan{after: soon(3 * time.Second)}
+	early, first := max(2, *crashKills/40), max(6, *crashKills/20)
+	var p plan
+	switch x := c.rnd.IntN(10); {
+	case i < early: // it is not attached
+		return plan{line: sayAttach, nth: 1, after: soon(500 * time.Millisecond)}
+	case x < 3:
+		return plan{after: soon(2 * time.Second)}
+	case x < 6 || i < first: // its first upload has not come to its end
+		p = plan{line: uploads[c.rnd.IntN(len(uploads))], nth: 1 + c.rnd.IntN(2)}
+	default:
+		p = plan{line: backups[c.rnd.IntN(len(backups))], nth: 1}
 	}
-	p := plan{line: moments[c.rnd.IntN(len(moments))], nth: 1 + c.rnd.IntN(2)}
 	if p.hold = c.rnd.IntN(2) == 0; !p.hold {
 		p.after = soon(30 * time.Millisecond)
 	}
@@ -285,7 +291,7 @@ func (c *crashes) live(p plan) {
 					due = time.After(p.after)
 				}
 			}
-			if cycles == 3 && !killed { // what it waits for does not come
+			if cycles == 2 && !killed { // what it waits for does not come
 				kill()
 			}
 		case <-due:

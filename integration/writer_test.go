@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -38,15 +39,23 @@ func newWriter(name string, db *sql.DB, seed uint64) *writer {
 	}
 }
 
-// run edits until ctx ends, a transaction every pace.
+// run edits until ctx ends: a transaction every pace for a while, then nothing for
+// a while, as people and programs do.
 func (w *writer) run(ctx context.Context, pace time.Duration) error {
 	tick := time.NewTicker(pace)
 	defer tick.Stop()
+	rest := w.rnd.IntN(40)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		}
+		if rest--; rest < 0 {
+			rest = w.rnd.IntN(40)
+		}
+		if rest < 20 {
+			continue
 		}
 		if err := w.edit(ctx); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("writer %s: %w", w.name, err)
@@ -179,7 +188,7 @@ func (w *writer) check(t *testing.T, d *device) {
 		want["invoice "+m] = fmt.Sprintf("%s %s %d %d", in.customer, in.city, in.lines, in.quantity)
 	}
 	for m, n := range w.playlists {
-		want["playlist "+m] = fmt.Sprint(n)
+		want["playlist "+m] = strconv.Itoa(n)
 	}
 	like := w.name + "-%"
 	rows, err := d.db.DB.QueryContext(t.Context(), `
