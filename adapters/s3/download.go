@@ -1,6 +1,7 @@
 package s3
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,17 +15,31 @@ import (
 // takes with what came does not count.
 type guard struct {
 	timer *time.Timer
+	limit time.Duration
 }
 
 // guarded starts waiting for the beginning of an answer.
-func guarded(ctx context.Context) (context.Context, context.CancelFunc, guard) {
+func (s *Store) guarded(ctx context.Context) (context.Context, context.CancelFunc, guard) {
 	ctx, cancel := context.WithCancel(ctx)
-	g := guard{time.AfterFunc(requestTimeout, cancel)}
+	g := guard{time.AfterFunc(s.timeout, cancel), s.timeout}
 	return ctx, func() { g.timer.Stop(); cancel() }, g
 }
 
-func (g guard) wait() { g.timer.Reset(silenceTimeout) }
+func (g guard) wait() { g.timer.Reset(g.limit) }
 func (g guard) rest() { g.timer.Stop() }
+
+// outgoing is what a request sends: the server is not silent while it takes it.
+type outgoing struct {
+	r     *bytes.Reader
+	guard guard
+}
+
+func (o *outgoing) Read(p []byte) (int, error) {
+	o.guard.wait()
+	return o.r.Read(p)
+}
+
+func (o *outgoing) Seek(offset int64, whence int) (int64, error) { return o.r.Seek(offset, whence) }
 
 // download gives the errors of a body their class.
 type download struct {
@@ -45,7 +60,7 @@ func (d *download) Read(p []byte) (int, error) {
 	case d.ctx.Err() != nil:
 		return n, ended(d.ctx, d.op)
 	case ourEnd(err):
-		return n, fmt.Errorf("%s: nothing came for %v: %w", d.op, silenceTimeout, messages.ErrUnavailable)
+		return n, fmt.Errorf("%s: nothing came for %v: %w", d.op, d.guard.limit, messages.ErrUnavailable)
 	default:
 		return n, fmt.Errorf("%s: the download broke off: %w: %w", d.op, messages.ErrUnavailable, err)
 	}

@@ -29,7 +29,8 @@ const (
 	smallObject = 64 << 10
 	// maxParts is S3's limit: with partSize, objects of 80 GB.
 	maxParts = 10_000
-	// abortTimeout is how long a cancelled upload may take to clean up behind it.
+	// abortTimeout is how long a cancelled upload may take to clean up behind it, where
+	// Config.Timeout is not shorter.
 	abortTimeout = 10 * time.Second
 	// conflictTries is how often a PutObject is sent that S3 answers with 409: somebody
 	// else wrote the key at that moment, and nothing was decided.
@@ -136,8 +137,7 @@ func (u *upload) whole(ctx context.Context, body []byte) (etag string, modifiedO
 	}
 	in.IfMatch, in.IfNoneMatch = u.condition()
 	for try := 1; ; try++ {
-		in.Body = bytes.NewReader(body)
-		out, err := u.put(ctx, in)
+		out, err := u.put(ctx, in, body)
 		if err == nil {
 			return aws.ToString(out.ETag), serverTime(out.ResultMetadata), nil
 		}
@@ -154,9 +154,10 @@ func (u *upload) whole(ctx context.Context, body []byte) (etag string, modifiedO
 	}
 }
 
-func (u *upload) put(ctx context.Context, in *s3.PutObjectInput) (*s3.PutObjectOutput, error) {
-	call, cancel := context.WithTimeout(ctx, requestTimeout)
+func (u *upload) put(ctx context.Context, in *s3.PutObjectInput, body []byte) (*s3.PutObjectOutput, error) {
+	call, cancel, guard := u.s.guarded(ctx)
 	defer cancel()
+	in.Body = &outgoing{bytes.NewReader(body), guard}
 	return u.s.client.PutObject(call, in, counted(&u.requests), u.once)
 }
 
@@ -206,7 +207,7 @@ func (u *upload) create(ctx context.Context) (id *string, err error) {
 	if ctx.Err() != nil {
 		return nil, ended(ctx, "s3: "+u.op)
 	}
-	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(abortTimeout, u.s.timeout))
 	defer cancel()
 	out, err := u.s.client.CreateMultipartUpload(call, &s3.CreateMultipartUploadInput{
 		Bucket: &u.s.bucket, Key: u.key, ChecksumAlgorithm: types.ChecksumAlgorithmCrc32,
@@ -218,11 +219,11 @@ func (u *upload) create(ctx context.Context) (id *string, err error) {
 }
 
 func (u *upload) part(ctx context.Context, id *string, number int32, part []byte) (types.CompletedPart, error) {
-	call, cancel := context.WithTimeout(ctx, requestTimeout)
+	call, cancel, guard := u.s.guarded(ctx)
 	defer cancel()
 	sum := checksum(part)
 	out, err := u.s.client.UploadPart(call, &s3.UploadPartInput{
-		Bucket: &u.s.bucket, Key: u.key, UploadId: id, PartNumber: &number, Body: bytes.NewReader(part),
+		Bucket: &u.s.bucket, Key: u.key, UploadId: id, PartNumber: &number, Body: &outgoing{bytes.NewReader(part), guard},
 		ChecksumAlgorithm: types.ChecksumAlgorithmCrc32, ChecksumCRC32: sum,
 	}, counted(&u.requests))
 	if err != nil {
@@ -232,7 +233,7 @@ func (u *upload) part(ctx context.Context, id *string, number int32, part []byte
 }
 
 func (u *upload) complete(ctx context.Context, id *string, parts []types.CompletedPart) (etag string, modifiedOn int64, err error) {
-	call, cancel := context.WithTimeout(ctx, requestTimeout)
+	call, cancel, _ := u.s.guarded(ctx)
 	defer cancel()
 	in := &s3.CompleteMultipartUploadInput{
 		Bucket: &u.s.bucket, Key: u.key, UploadId: id, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts},
@@ -247,7 +248,7 @@ func (u *upload) complete(ctx context.Context, id *string, parts []types.Complet
 
 // abort outlives a cancelled context for a while.
 func (u *upload) abort(ctx context.Context, id *string) error {
-	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(abortTimeout, u.s.timeout))
 	defer cancel()
 	_, err := u.s.client.AbortMultipartUpload(call, &s3.AbortMultipartUploadInput{Bucket: &u.s.bucket, Key: u.key, UploadId: id}, counted(&u.requests))
 	if err != nil && errorCode(err) != "NoSuchUpload" {

@@ -14,7 +14,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go/logging"
@@ -36,30 +35,34 @@ type Config struct {
 	// Endpoint is the URL of a server other than Amazon's; buckets are then named
 	// in the path.
 	Endpoint string
+	// Timeout bounds the silence of the server: how long a call may go on while no
+	// byte of an upload is taken and none of an answer comes, the client's retries
+	// included; 0 is DefaultTimeout. The time that the caller takes does not count.
+	Timeout time.Duration
 }
 
-// Of a request: a part on a line of a quarter of a megabit a second takes this
-// long. Of a download it bounds only the wait for its beginning.
-const requestTimeout = 5 * time.Minute
-
-// silenceTimeout is how long a download may stand still.
-const silenceTimeout = time.Minute
+// DefaultTimeout ends a call whose server has fallen silent, and leaves a slow one
+// all the time it needs.
+const DefaultTimeout = time.Minute
 
 // Store is a bucket, or a folder of one. It is safe for concurrent use.
 type Store struct {
 	client *s3.Client
 	bucket string
 	prefix string // "" or ending in a slash
+	// timeout is the silence after which a call is given up.
+	timeout time.Duration
 }
 
 // Open finds region and credentials in the environment, as every program of
 // Amazon's does, and sends nothing to the bucket. Credentials and anything else
 // can be given among opts, for instance config.WithCredentialsProvider.
 func Open(ctx context.Context, cfg Config, opts ...func(*config.LoadOptions) error) (*Store, error) {
-	// A server that has accepted the connection and says nothing would hold us for ever.
-	client := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) { t.ResponseHeaderTimeout = time.Minute })
+	if cfg.Timeout < 0 {
+		return nil, fmt.Errorf("s3: open bucket %q: timeout %v is negative: %w", cfg.Bucket, cfg.Timeout, messages.ErrRejected)
+	}
 	// What matters comes back as an error; a library does not write to stderr.
-	own := []func(*config.LoadOptions) error{config.WithHTTPClient(client), config.WithLogger(logging.Nop{})}
+	own := []func(*config.LoadOptions) error{config.WithLogger(logging.Nop{})}
 	if cfg.Region != "" {
 		own = append(own, config.WithRegion(cfg.Region))
 	}
@@ -76,17 +79,21 @@ func Open(ctx context.Context, cfg Config, opts ...func(*config.LoadOptions) err
 		}
 		loaded.Region = "us-east-1"
 	}
-	return New(s3.NewFromConfig(loaded, func(o *s3.Options) {
+	s, err := New(s3.NewFromConfig(loaded, func(o *s3.Options) {
 		if cfg.Endpoint != "" {
 			o.BaseEndpoint = aws.String(cfg.Endpoint)
 			o.UsePathStyle = true
 		}
 	}), cfg.Bucket, cfg.Prefix)
+	if err == nil && cfg.Timeout > 0 {
+		s.timeout = cfg.Timeout
+	}
+	return s, err
 }
 
 // New makes a Store of a client that the application has configured itself. The
 // client's retries apply to everything but conditional writes, which are tried
-// once.
+// once. A call is given up when the server is silent for DefaultTimeout.
 func New(client *s3.Client, bucket, prefix string) (*Store, error) {
 	if bucket == "" {
 		return nil, fmt.Errorf("s3: open: no bucket: set its name in the configuration: %w", messages.ErrRejected)
@@ -98,7 +105,7 @@ func New(client *s3.Client, bucket, prefix string) (*Store, error) {
 		}
 		prefix += "/"
 	}
-	return &Store{client: client, bucket: bucket, prefix: prefix}, nil
+	return &Store{client: client, bucket: bucket, prefix: prefix, timeout: DefaultTimeout}, nil
 }
 
 // checkKey refuses what would lie outside of the prefix on a server that keeps
@@ -164,7 +171,7 @@ func (s *Store) Get(ctx context.Context, key string, from int64) (io.ReadCloser,
 	if from > 0 {
 		in.Range = aws.String("bytes=" + strconv.FormatInt(from, 10) + "-")
 	}
-	call, stop, guard := guarded(ctx)
+	call, stop, guard := s.guarded(ctx)
 	out, err := s.client.GetObject(call, in, counted(&o.Requests))
 	if err != nil {
 		stop()
@@ -196,7 +203,7 @@ func (s *Store) Get(ctx context.Context, key string, from int64) (io.ReadCloser,
 
 // getEnd answers a Get from the object's end on, which is no range to S3.
 func (s *Store) getEnd(ctx context.Context, op string, name *string, from int64, o messages.Object) (io.ReadCloser, messages.Object, error) {
-	call, cancel := context.WithTimeout(ctx, requestTimeout)
+	call, cancel, _ := s.guarded(ctx)
 	defer cancel()
 	head, err := s.client.HeadObject(call, &s3.HeadObjectInput{Bucket: &s.bucket, Key: name}, counted(&o.Requests))
 	if err != nil {
@@ -253,7 +260,7 @@ func (s *Store) List(ctx context.Context, prefix string) ([]messages.Object, err
 }
 
 func (s *Store) listPage(ctx context.Context, in *s3.ListObjectsV2Input, requests *int64) (*s3.ListObjectsV2Output, error) {
-	call, cancel := context.WithTimeout(ctx, requestTimeout)
+	call, cancel, _ := s.guarded(ctx)
 	defer cancel()
 	return s.client.ListObjectsV2(call, in, counted(requests))
 }
@@ -265,7 +272,7 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	if err != nil {
 		return fmt.Errorf("s3: %s: %w", op, err)
 	}
-	call, cancel := context.WithTimeout(ctx, requestTimeout)
+	call, cancel, _ := s.guarded(ctx)
 	defer cancel()
 	_, err = s.client.DeleteObject(call, &s3.DeleteObjectInput{Bucket: &s.bucket, Key: name})
 	if err != nil && errorCode(err) != "NoSuchKey" {
