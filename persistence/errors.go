@@ -39,7 +39,8 @@ var environment = []struct {
 	{"readonly database", ErrReadOnly},
 	{"unable to open database", ErrReadOnly},
 	{"not a database", ErrNotDatabase},
-	{"malformed", ErrNotDatabase},
+	{"image is malformed", ErrNotDatabase},
+	{"malformed database schema", ErrNotDatabase},
 	{"disk I/O error", nil},
 	{"out of memory", nil},
 	{"interrupted", nil},
@@ -52,8 +53,8 @@ var environment = []struct {
 
 // explain adds the remedy to what the driver said.
 func explain(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || refusal(err) {
+		return err
 	}
 	for _, e := range environment {
 		if e.err != nil && strings.Contains(err.Error(), e.text) && !errors.Is(err, e.err) {
@@ -69,6 +70,9 @@ func rowsFault(err error) bool {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return false
 	}
+	if refusal(err) {
+		return true
+	}
 	for _, e := range environment {
 		if strings.Contains(err.Error(), e.text) {
 			return false
@@ -76,6 +80,10 @@ func rowsFault(err error) bool {
 	}
 	return true
 }
+
+// refusal reports whether a constraint or a trigger's RAISE refused a row, in words
+// that the application chose: they may sound like anything.
+func refusal(err error) bool { return strings.Contains(err.Error(), "constraint failed") }
 
 // collision reports whether a failed statement met a UNIQUE or primary key.
 func collision(err error) bool {
