@@ -114,7 +114,7 @@ func (s *settler) repoint(parent *applier, id string, children []orphan) error {
 		if len(key) == 0 {
 			continue
 		}
-		if err := s.tx.exec("UPDATE "+quote(o.child.child.Name)+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(slices.Clone(key), o.id)...); err != nil {
+		if err := s.tx.exec("UPDATE"+s.byName[o.child.child.Name].or+" "+quote(o.child.child.Name)+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(slices.Clone(key), o.id)...); err != nil {
 			return err
 		}
 	}
@@ -152,8 +152,5 @@ func (a *applier) insertRaw(d *messages.Document, old []any) (outcome, error) {
 	if len(set) == 0 {
 		return applied, nil
 	}
-	if _, err := a.tx.run("UPDATE "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID)...); err != nil {
-		return a.refused(err)
-	}
-	return applied, nil
+	return a.put("UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID))
 }

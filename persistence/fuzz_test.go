@@ -349,9 +349,9 @@ func (s *fuzzRun) faithful() {
 			latest := versions[len(versions)-1]
 			var inbox, letters, tombs int
 			for query, n := range map[string]*int{
-				`SELECT count(*) FROM tidemark_inbox WHERE tableName = ? AND documentId = ? AND updateTime = ?`:                                               &inbox,
+				`SELECT count(*) FROM tidemark_inbox WHERE tableName = ? AND documentId = ? AND updateTime = ?`:                                                 &inbox,
 				`SELECT count(*) FROM tidemark_dead_letters WHERE handler = 'download' AND tableName = ? AND documentId = ? AND updatedOn = ? AND reason <> ''`: &letters,
-				`SELECT count(*) FROM tidemark_tombstones WHERE tableName = ? AND clientId = ? AND serverVersion >= ?`:                                        &tombs,
+				`SELECT count(*) FROM tidemark_tombstones WHERE tableName = ? AND clientId = ? AND serverVersion >= ?`:                                          &tombs,
 			} {
 				if err := tx.row(query, k.table, k.id, latest.UpdateTime).Scan(n); err != nil {
 					return err
@@ -377,7 +377,9 @@ func (s *fuzzRun) says(p *plan, row *localRow, doc *messages.Document) {
 	got := p.document(row, "").Fields
 	for name, v := range doc.Fields {
 		here, known := got[name]
-		if !known || name == p.surrogate || slices.ContainsFunc(p.refs, func(r ref) bool { return r.field != name && slices.Contains(r.fk.Columns, name) && doc.Fields[r.field] != nil }) {
+		if !known || name == p.surrogate || slices.ContainsFunc(p.refs, func(r ref) bool {
+			return r.field != name && slices.Contains(r.fk.Columns, name) && doc.Fields[r.field] != nil
+		}) {
 			continue
 		}
 		if !sameValue(v, here) {

@@ -298,7 +298,7 @@ func (s *settler) moveTo(parent *applier, orphans []orphan, id string) error {
 			return verb + a.p.name + " SET " + strings.Join(set, ", ") + " WHERE clientId = ?"
 		}
 		args := append(slices.Clone(key), o.id)
-		if _, err := s.tx.run(statement("UPDATE "), args...); err == nil {
+		if _, err := s.tx.run(statement("UPDATE"+a.p.or+" "), args...); err == nil {
 			if err := a.edited(o.id); err != nil {
 				return err
 			}
@@ -320,7 +320,7 @@ func (s *settler) moveTo(parent *applier, orphans []orphan, id string) error {
 				return err
 			}
 			if winner == o.id {
-				if _, err := s.tx.run(statement("UPDATE "), args...); err != nil && !collision(err) {
+				if _, err := s.tx.run(statement("UPDATE"+a.p.or+" "), args...); err != nil && !collision(err) {
 					return err
 				}
 			}

@@ -26,6 +26,7 @@ type plan struct {
 	options   TableOptions
 	resolver  Resolver // for the policy ByApplication
 	reacts    bool     // the application has triggers, on this table or another
+	or        string   // " OR ABORT" where the table declares ON CONFLICT
 	all       map[string]*plan
 }
 
@@ -81,8 +82,15 @@ func (l *Local) Schema(ctx context.Context) (*Schema, error) {
 	if err != nil {
 		return nil, err
 	}
+	declared, err := declareConflict(ctx, l.db.DB)
+	if err != nil {
+		return nil, err
+	}
 	for _, p := range plans {
 		p.reacts, p.all = live, plans
+		if declared[fold(p.t.Name)] {
+			p.or = " OR ABORT"
+		}
 	}
 	options, err := loadOptions(ctx, l.db.DB)
 	if err != nil {

@@ -57,6 +57,13 @@ func (a *applier) values(d *messages.Document) (cols []int, vals []any, out outc
 		}
 		id, ok := d.Fields[r.field].(string)
 		if !ok {
+			if there, err := a.refersToSomething(r, d.ID, cols, vals); err != nil {
+				return nil, nil, 0, err
+			} else if !there {
+				a.reason = fmt.Sprintf("columns %s refer to a row of table %q that is not here: the field %q has to be the document id of that row",
+					strings.Join(r.fk.Columns, ", "), r.parent.Name, r.field)
+				return nil, nil, dead, nil
+			}
 			continue
 		}
 		key, err := a.parentKey(r, id)
@@ -77,6 +84,43 @@ func (a *applier) values(d *messages.Document) (cols []int, vals []any, out outc
 		}
 	}
 	return cols, vals, applied, nil
+}
+
+// refersToSomething checks a foreign key of a document that somebody wrote without
+// the parent's document id.
+func (a *applier) refersToSomething(r *ref, id string, cols []int, vals []any) (bool, error) {
+	key := make([]any, len(r.cols))
+	where := make([]string, len(r.cols))
+	given := false
+	for i, c := range r.cols {
+		where[i] = quote(r.fk.ParentColumns[i]) + " = ?"
+		if at := slices.Index(cols, c); at >= 0 {
+			if vals[at] == nil {
+				return true, nil
+			}
+			key[i], given = vals[at], true
+		}
+	}
+	if !given {
+		return true, nil
+	}
+	if a.rows[id] != nil {
+		row, err := a.p.rowByID(a.tx, id)
+		if err != nil {
+			return false, err
+		}
+		for i, c := range r.cols {
+			if row != nil && !slices.Contains(cols, c) {
+				key[i] = row.values[c]
+			}
+		}
+	}
+	if slices.Contains(key, nil) {
+		return true, nil
+	}
+	var n int
+	err := a.tx.row(`SELECT EXISTS (SELECT 1 FROM `+quote(r.parent.Name)+` WHERE `+strings.Join(where, " AND ")+`)`, key...).Scan(&n)
+	return n > 0, err
 }
 
 // parentKey is the local key of a parent by its document id; nil when it is not
@@ -119,9 +163,9 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 		return out, err
 	}
 	moved := a.moved
-	query, args, renumbered := a.insertion("INSERT INTO ", d, cols, vals)
-	if _, err := a.tx.run(query, args...); err != nil {
-		return a.refused(err)
+	query, args, renumbered := a.insertion("INSERT"+a.p.or+" INTO ", d, cols, vals)
+	if out, err := a.put(query, args); err != nil || out != applied {
+		return out, err
 	}
 	a.rows[d.ID] = &rowRef{version: d.UpdateTime}
 	if err := a.dropBase(d.ID); err != nil {
@@ -184,7 +228,7 @@ func (p *plan) insertSQL(verb string, cols []int) string {
 
 func (p *plan) updateSQL(first string, cols []int) string {
 	var set strings.Builder
-	set.WriteString("UPDATE " + p.name + " SET " + first + "createdOn = ?, updatedOn = ?, updatedBy = ?, isDirty = ?, serverVersion = ?")
+	set.WriteString("UPDATE" + p.or + " " + p.name + " SET " + first + "createdOn = ?, updatedOn = ?, updatedBy = ?, isDirty = ?, serverVersion = ?")
 	for _, c := range cols {
 		set.WriteString(", " + p.cols[c].quoted + " = ?")
 	}
@@ -223,8 +267,8 @@ func (a *applier) update(d *messages.Document, updatedOn int64) (outcome, error)
 		first = "serverId = clientId, "
 	}
 	args = append(args, d.ID)
-	if _, err := a.tx.run(a.updates.text(first, given, a.p.updateSQL), args...); err != nil {
-		return a.refused(err)
+	if out, err := a.put(a.updates.text(first, given, a.p.updateSQL), args); err != nil || out != applied {
+		return out, err
 	}
 	if dirty == 0 {
 		if err := a.agreed(d.ID); err != nil {
@@ -287,10 +331,7 @@ func (a *applier) fill(d *messages.Document, r *rowRef) (outcome, error) {
 	if len(set) == 0 {
 		return skipped, nil
 	}
-	if _, err := a.tx.run("UPDATE "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID)...); err != nil {
-		return a.refused(err)
-	}
-	return applied, nil
+	return a.put("UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID))
 }
 
 // isDefault reports whether a value is what ALTER TABLE ADD COLUMN put into every
@@ -356,7 +397,7 @@ func (a *applier) follow(id string, before [][]any) (err error) {
 		if err != nil {
 			return err
 		}
-		if _, err := a.tx.run("UPDATE "+quote(c.child.Name)+" SET "+strings.Join(set, ", ")+" WHERE "+strings.Join(where, " AND "),
+		if _, err := a.tx.run("UPDATE"+a.plans[c.child.Name].or+" "+quote(c.child.Name)+" SET "+strings.Join(set, ", ")+" WHERE "+strings.Join(where, " AND "),
 			slices.Concat(after, before[i])...); err != nil {
 			return err
 		}
@@ -402,6 +443,19 @@ func (a *applier) below(c childRef, where []string, key []any) ([]followed, erro
 		}
 	}
 	return out, err
+}
+
+// put runs a statement that writes one row.
+func (a *applier) put(query string, args []any) (outcome, error) {
+	n, err := a.tx.run(query, args...)
+	if err != nil {
+		return a.refused(err)
+	}
+	if n == 0 {
+		a.reason = "a trigger of the application ignores the row: RAISE(IGNORE)"
+		return dead, nil
+	}
+	return applied, nil
 }
 
 // refused decides what a failed statement means.

@@ -92,7 +92,7 @@ func (a *applier) restoreRow(d *messages.Document) error {
 		if len(set) == 0 {
 			break
 		}
-		if _, err := a.tx.run("UPDATE "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID)...); err != nil {
+		if _, err := a.tx.run("UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID)...); err != nil {
 			if _, err := a.refused(err); err != nil {
 				return err
 			}
