@@ -5,6 +5,7 @@ import (
 
 	"github.com/tidemark-sync/tidemark/messages"
 	"github.com/tidemark-sync/tidemark/persistence"
+	"github.com/tidemark-sync/tidemark/stages"
 )
 
 // What an application can branch on with errors.Is.
@@ -37,6 +38,9 @@ var (
 	ErrMassDelete = persistence.ErrMassDelete
 	// ErrNoResolver: a table's conflicts are decided by the application, see WithResolver.
 	ErrNoResolver = persistence.ErrNoResolver
+	// ErrNoConditions: the snapshot store ignores conditional writes; see
+	// WithUnconditionalStore.
+	ErrNoConditions = stages.ErrNoConditions
 	// ErrInvalidOption: an option was refused by New.
 	ErrInvalidOption = errors.New("invalid option")
 	// ErrClosed: the pipeline was closed.

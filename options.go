@@ -34,9 +34,13 @@ func defaults() settings {
 		log:    zap.NewNop(), // a library is silent until it is given a logger
 		device: persistence.DeviceInfo{Platform: runtime.GOOS + "/" + runtime.GOARCH},
 		backup: stages.BackupPolicy{
-			MinRows: 1000,           // a restore then downloads at most about as many
-			MaxAge:  24 * time.Hour, // a small application is backed up every day
-			Keep:    3,
+			MinRows:  1000,           // a restore then downloads at most about as many
+			MinBytes: 16 << 20,       // or as much: two seconds on a good line
+			MaxAge:   24 * time.Hour, // a small application is backed up every day
+			Takeover: time.Hour,      // Big Brother may be in a pocket; a restore downloads an hour's changes more
+			Keep:     3,              // the newest may be the one with the mistake in it
+			Days:     7,              // what was deleted by mistake is missed within a week
+			Grace:    24 * time.Hour, // a restore over a slow line ends within a day
 		},
 		purge: stages.PurgePolicy{
 			Every:  24 * time.Hour,      // it reads every device's record
@@ -91,13 +95,62 @@ func WithInterval(d time.Duration) Option {
 
 // WithBackup says when a snapshot is worth its upload: after rows changes, or when
 // the last one is older than age and anything changed (default 1,000 rows, 24 h).
-// keep is how many older snapshots stay.
+// keep is how many older snapshots stay (default 3); see WithDailySnapshots.
 func WithBackup(rows int64, age time.Duration, keep int) Option {
 	return func(s *settings) error {
 		if rows < 1 || age <= 0 || keep < 0 {
 			return fmt.Errorf("%w: WithBackup takes at least one row, a positive age and no negative number to keep", ErrInvalidOption)
 		}
-		s.backup = stages.BackupPolicy{MinRows: rows, MaxAge: age, Keep: keep}
+		s.backup.MinRows, s.backup.MaxAge, s.backup.Keep = rows, age, keep
+		return nil
+	}
+}
+
+// WithBackupBytes makes a snapshot worth its upload also after rows of so many bytes
+// changed (default 16 MiB).
+func WithBackupBytes(bytes int64) Option {
+	return func(s *settings) error {
+		if bytes < 1 {
+			return fmt.Errorf("%w: WithBackupBytes takes at least one byte", ErrInvalidOption)
+		}
+		s.backup.MinBytes = bytes
+		return nil
+	}
+}
+
+// WithDailySnapshots sets for how many days, today included, the last snapshot of
+// each day stays beside the newest ones (default 7). Days are UTC.
+func WithDailySnapshots(days int) Option {
+	return func(s *settings) error {
+		if days < 0 {
+			return fmt.Errorf("%w: WithDailySnapshots takes no negative number", ErrInvalidOption)
+		}
+		s.backup.Days = days
+		return nil
+	}
+}
+
+// WithTakeover sets how long a snapshot that is due waits for Big Brother, the device
+// that made the last one, before another device makes it and is Big Brother from
+// then on (default 1 h). Each device adds up to as much again, so that they do not
+// all upload at once. With 0 nobody waits.
+func WithTakeover(wait time.Duration) Option {
+	return func(s *settings) error {
+		if wait < 0 {
+			return fmt.Errorf("%w: WithTakeover takes no negative time", ErrInvalidOption)
+		}
+		s.backup.Takeover = wait
+		return nil
+	}
+}
+
+// WithUnconditionalStore accepts a store that ignores the conditions of writes, which
+// is refused otherwise. What is given up: when two devices back up at the same moment
+// both believe that they won, the later manifest stands, and it may name the older of
+// the two snapshots. Every snapshot that a manifest names still restores.
+func WithUnconditionalStore() Option {
+	return func(s *settings) error {
+		s.backup.Unconditional = true
 		return nil
 	}
 }

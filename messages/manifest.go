@@ -31,8 +31,10 @@ type Snapshot struct {
 	DownloadedTill map[string]int64 `json:"downloadedTill"`
 	// Device is the installation id of the maker.
 	Device string `json:"device"`
-	// MadeOn is Unix ms by the maker's clock, for people.
+	// MadeOn is Unix ms by the remote's clock, as its maker estimated it.
 	MadeOn int64 `json:"madeOn"`
+	// Rows is how many rows each table has.
+	Rows map[string]int64 `json:"rows,omitempty"`
 	// Bookkeeping is the version of tidemark's own tables in it, UserVersion the
 	// application's PRAGMA user_version.
 	Bookkeeping int   `json:"bookkeeping"`
@@ -47,7 +49,30 @@ type Manifest struct {
 	Format  int        `json:"format"`
 	Current Snapshot   `json:"current"`
 	Older   []Snapshot `json:"older,omitempty"`
+	// Retired are objects that no snapshot needs any more. They stay for a while: a
+	// restore may be reading them.
+	Retired []Retired `json:"retired,omitempty"`
+	// SweptOn is when the store was last listed for objects that no manifest names,
+	// Unix ms by the remote's clock.
+	SweptOn int64 `json:"sweptOn,omitempty"`
+	// Conditional: the store was tried and honours conditional writes.
+	Conditional bool `json:"conditional,omitempty"`
 }
+
+// Retired is an object that waits for its removal.
+type Retired struct {
+	Key string `json:"key"`
+	// On is since when no snapshot needs it, Unix ms by the remote's clock.
+	On int64 `json:"on"`
+}
+
+// Snapshots are all that can be restored, newest first.
+func (m Manifest) Snapshots() []Snapshot {
+	return append([]Snapshot{m.Current}, m.Older...)
+}
+
+// Objects are the keys of all objects that a restore of s reads.
+func (s Snapshot) Objects() []string { return []string{s.Key} }
 
 // ParseManifest reads and checks a manifest; what it cannot trust is ErrRejected.
 func ParseManifest(b []byte) (Manifest, error) {
@@ -61,9 +86,14 @@ func ParseManifest(b []byte) (Manifest, error) {
 	if m.Format < 1 {
 		return m, fmt.Errorf("the manifest has no format: %w", ErrRejected)
 	}
-	for _, s := range append([]Snapshot{m.Current}, m.Older...) {
+	for _, s := range m.Snapshots() {
 		if err := s.validate(); err != nil {
 			return m, fmt.Errorf("the manifest is not valid: %w: %w", ErrRejected, err)
+		}
+	}
+	for _, r := range m.Retired {
+		if !inFolder(r.Key) {
+			return m, fmt.Errorf("the manifest is not valid: %w: a retired object lies outside the snapshots' folder: %q", ErrRejected, r.Key)
 		}
 	}
 	return m, nil
@@ -72,12 +102,16 @@ func ParseManifest(b []byte) (Manifest, error) {
 // SnapshotPrefix is where snapshots lie; a manifest may name nothing else.
 const SnapshotPrefix = "snapshots/"
 
+func inFolder(key string) bool {
+	name, ok := strings.CutPrefix(key, SnapshotPrefix)
+	return ok && name != "" && !strings.ContainsAny(name, "/\\") && !strings.Contains(name, "..")
+}
+
 func (s Snapshot) validate() error {
-	name, ok := strings.CutPrefix(s.Key, SnapshotPrefix)
 	switch {
 	case s.Generation == "":
 		return errors.New("a snapshot has no generation")
-	case !ok || name == "" || strings.ContainsAny(name, "/\\") || strings.Contains(name, ".."):
+	case !inFolder(s.Key):
 		return fmt.Errorf("snapshot %s points outside its folder: %q", s.Generation, s.Key)
 	case s.Size <= 0 || s.RawSize <= 0:
 		return fmt.Errorf("snapshot %s has no size", s.Generation)

@@ -85,13 +85,20 @@ type BackupStanding struct {
 	Dirty int64
 	// Seen is the vector a snapshot made now would have.
 	Seen Vector
-	// BackedUp is that of the newest snapshot we know, Generation its name, and
-	// BackedUpOn when we learnt of it (Unix ms); "" when we know none.
+	// BackedUp is that of the newest snapshot we know, Generation its name ("" when
+	// we know none) and Maker the device that made it: Big Brother.
 	BackedUp   Vector
 	Generation string
-	BackedUpOn int64
-	// Changed counts the rows applied or uploaded since.
-	Changed int64
+	Maker      string
+	// Changed counts the rows applied or uploaded since, ChangedBytes their size.
+	Changed      int64
+	ChangedBytes int64
+	// Device is our own installation id.
+	Device string
+	// Now, KnownSince (when we learnt of that snapshot) and DueSince (since when we
+	// wait for Big Brother to make the next one; 0: we do not) are Unix ms by the
+	// remote's clock, as this device estimates it: its own clock may be wrong by years.
+	Now, KnownSince, DueSince int64
 }
 
 // Health is a database's state for people: what status shows.

@@ -105,6 +105,9 @@ func (l *Local) Apply(ctx context.Context, table string, docs []messages.Documen
 				if err := tx.exec(`UPDATE tidemark_state SET changedRows = changedRows + ?`, n); err != nil {
 					return err
 				}
+				if err := tx.addBytes(sizeOf(docs, n)); err != nil {
+					return err
+				}
 			}
 			if after == nil {
 				return nil

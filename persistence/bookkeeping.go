@@ -42,6 +42,15 @@ var bookkeeping = []string{
 		maker TEXT NOT NULL DEFAULT '',              -- the installation id that made it
 		changedRows INTEGER NOT NULL DEFAULT 0       -- rows applied or uploaded since that snapshot
 	)`,
+	// Whose turn it is to back up, as seen from here. The times are by the remote's
+	// clock; all of it is about one generation and void for another.
+	`CREATE TABLE IF NOT EXISTS tidemark_turn (
+		id INTEGER PRIMARY KEY CHECK (id = 1),
+		generation TEXT NOT NULL,
+		knownSince INTEGER NOT NULL,                 -- ms, when we learnt of it
+		dueSince INTEGER NOT NULL DEFAULT 0,         -- ms, since when we wait for Big Brother; 0: we do not
+		changedBytes INTEGER NOT NULL DEFAULT 0      -- of the rows applied or uploaded since
+	)`,
 	`CREATE TABLE IF NOT EXISTS tidemark_tables (
 		tableName TEXT PRIMARY KEY,
 		columns TEXT NOT NULL,                       -- JSON list of the data columns that were attached

@@ -17,6 +17,7 @@ type journalEntry struct {
 	UpdatedOn int64  `json:"u"`
 	Deleted   bool   `json:"d,omitempty"`
 	Purged    bool   `json:"p,omitempty"`
+	Bytes     int64  `json:"b,omitempty"`
 }
 
 // Prepare makes the commit for some writes, with the next sequence number and a
@@ -61,7 +62,7 @@ func (l *Local) prepare(ctx context.Context, fence messages.Vector, writes []mes
 			d.Stamp = messages.Stamp{Device: c.Device.ID, Seq: c.Device.Seq}
 			d.UpdatedBy = c.Device.ID
 			c.Device.Tables[d.Table] = c.Device.Seq
-			journal[i] = journalEntry{d.Table, d.ID, d.UpdatedOn, d.Deleted, false}
+			journal[i] = journalEntry{Table: d.Table, ID: d.ID, UpdatedOn: d.UpdatedOn, Deleted: d.Deleted, Bytes: int64(d.Size())}
 		}
 		raw, err := json.Marshal(journal)
 		if err != nil {
@@ -121,6 +122,7 @@ func (l *Local) Acknowledge(ctx context.Context, token string, updateTime int64)
 			return err
 		}
 		uploaded := 0
+		var bytes int64
 		for _, e := range journal {
 			if e.Purged {
 				if err := tx.exec(`UPDATE tidemark_tombstones SET serverId = NULL WHERE tableName = ? AND clientId = ? AND isDirty = 0`, e.Table, e.ID); err != nil {
@@ -130,6 +132,7 @@ func (l *Local) Acknowledge(ctx context.Context, token string, updateTime int64)
 			}
 			uploaded++
 			tables[e.Table] = seq
+			bytes += e.Bytes
 			counts.Table(e.Table, messages.TableCounts{Uploaded: 1})
 			p := byTable[e.Table]
 			if p == nil {
@@ -150,6 +153,9 @@ func (l *Local) Acknowledge(ctx context.Context, token string, updateTime int64)
 		}
 		if err := tx.exec(`UPDATE tidemark_state SET seq = ?, recordVersion = ?, recordTables = ?, registeredOn = ?, changedRows = changedRows + ?`,
 			seq, updateTime, string(rawTables), time.Now().UnixMilli(), uploaded); err != nil {
+			return err
+		}
+		if err := tx.addBytes(bytes); err != nil {
 			return err
 		}
 		return tx.exec(`DELETE FROM tidemark_tokens`)

@@ -131,6 +131,7 @@ func (l *Local) copyTo(ctx context.Context, path string) (snap messages.Snapshot
 		`DELETE FROM tidemark_snapshot.tidemark_tokens`,
 		`DELETE FROM tidemark_snapshot.tidemark_targets`,
 		`DELETE FROM tidemark_snapshot.tidemark_replaced`,
+		`DELETE FROM tidemark_snapshot.tidemark_turn`,
 		`UPDATE tidemark_snapshot.tidemark_state SET applying = 0, clockOffset = 0, installationId = '', seq = 0, recordVersion = 0,
 			recordTables = '{}', registeredOn = 0, checkedAt = 0, firstAt = 0, cutBroken = 0, schemaVersion = -1, backedUp = '{}', backedUpOn = 0,
 			generation = '', maker = '', changedRows = 0`,
@@ -175,6 +176,9 @@ func describe(ctx context.Context, q queryer) (messages.Snapshot, error) {
 		return err
 	}); err != nil {
 		return s, fmt.Errorf("read the copy: %w", explain(err))
+	}
+	if err := countRows(ctx, q, "tidemark_snapshot", &s); err != nil {
+		return s, fmt.Errorf("count the rows of the copy: %w", explain(err))
 	}
 	if err := q.QueryRowContext(ctx, `PRAGMA tidemark_snapshot.user_version`).Scan(&s.UserVersion); err != nil {
 		return s, fmt.Errorf("read the copy: %w", explain(err))

@@ -10,7 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"hash/fnv"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/tidemark-sync/tidemark/messages"
@@ -23,23 +25,38 @@ type Snapshots interface {
 	// Closing the body removes what it left on disk. Size, SHA256, Key and
 	// Generation are for the caller to fill in.
 	Snapshot(ctx context.Context) (messages.Snapshot, io.ReadCloser, error)
-	// BackedUp remembers the newest snapshot that we know of.
+	// BackedUp remembers the newest snapshot that we know of; what changed is counted
+	// from then on.
 	BackedUp(ctx context.Context, s messages.Snapshot) error
+	// AwaitTurn begins to wait for Big Brother.
+	AwaitTurn(ctx context.Context) error
 	Step(ctx context.Context, step messages.Step) error
 }
 
-// BackupPolicy says when a snapshot is worth its upload.
+// BackupPolicy says when a snapshot is worth its upload, whose turn it is, and which
+// older ones stay.
 type BackupPolicy struct {
-	// MinRows changed, or MaxAge passed with at least one row changed.
-	MinRows int64
-	MaxAge  time.Duration
-	// Keep is how many older snapshots stay.
-	Keep int
+	// MinRows changed, or MinBytes of rows, or MaxAge passed with at least one row
+	// changed.
+	MinRows, MinBytes int64
+	MaxAge            time.Duration
+	// Takeover is how long a snapshot that is due waits for Big Brother before another
+	// device makes it; 0 is not at all.
+	Takeover time.Duration
+	// Keep is how many older snapshots stay, Days for how many days the last one of
+	// each day stays beside them.
+	Keep, Days int
+	// Grace is how long an object stays that no snapshot needs any more.
+	Grace time.Duration
+	// Unconditional sends no conditions to the store: the owner knows that it has
+	// none.
+	Unconditional bool
 }
 
 // BackUp keeps one fresh snapshot in the store. Only a device with the newest data
 // may replace it: freshness is compared by what has been seen of every device,
-// never by a clock.
+// never by a clock. The device that made the current one is Big Brother and makes
+// the next; the others do when it lets a time pass.
 type BackUp struct {
 	store     ObjectStore
 	snapshots Snapshots
@@ -73,11 +90,13 @@ func (s *BackUp) backUp(ctx context.Context, use *messages.StoreUse) (string, er
 	if err != nil {
 		return "", err
 	}
-	if st.Open || st.Dirty > 0 || len(st.Seen) == 0 || st.Generation != "" && st.BackedUp.Covers(st.Seen) {
+	if st.Open || st.Dirty > 0 || len(st.Seen) == 0 || !s.policy.due(st) {
 		return "", nil
 	}
-	age := time.Since(time.UnixMilli(st.BackedUpOn))
-	if st.Generation != "" && st.Changed < s.policy.MinRows && age < s.policy.MaxAge {
+	if wait := s.policy.wait(st); wait > 0 && (st.DueSince == 0 || st.Now-st.DueSince < wait.Milliseconds()) {
+		if st.DueSince == 0 {
+			return "", s.snapshots.AwaitTurn(ctx)
+		}
 		return "", nil
 	}
 	old, etag, err := ReadManifest(ctx, s.store, use)
@@ -85,20 +104,45 @@ func (s *BackUp) backUp(ctx context.Context, use *messages.StoreUse) (string, er
 	case errors.Is(err, messages.ErrNotFound):
 	case err != nil:
 		return "", err
-	case old.Current.Generation != st.Generation && (old.Current.Seen.Covers(st.Seen) || !st.Seen.Covers(old.Current.Seen)):
-		// Somebody else's is as fresh, or has what we have not seen.
-		return "", s.snapshots.BackedUp(ctx, old.Current)
+	case old.Current.Generation != st.Generation:
+		return "", s.snapshots.BackedUp(ctx, old.Current) // somebody made the one that was due
 	case !st.Seen.Covers(old.Current.Seen):
-		return "", nil
-	case st.Generation == "" && time.Since(time.UnixMilli(old.Current.MadeOn)) < s.policy.MaxAge:
-		// New here, and there is a snapshot: what changed is counted from now on.
-		return "", s.snapshots.BackedUp(ctx, old.Current)
+		return "", s.snapshots.AwaitTurn(ctx)
 	}
-	return s.replace(ctx, old, etag, use)
+	return s.replace(ctx, st, old, etag, use)
+}
+
+// due reports whether enough changed since the newest snapshot that we know of.
+func (p BackupPolicy) due(st messages.BackupStanding) bool {
+	switch {
+	case st.Generation == "":
+		return true
+	case st.BackedUp.Covers(st.Seen):
+		return false
+	}
+	return st.Changed >= p.MinRows || st.ChangedBytes >= p.MinBytes || st.Now-st.KnownSince >= p.MaxAge.Milliseconds()
+}
+
+// wait is how long this device leaves a snapshot that is due to Big Brother. Each
+// device has a wait of its own, and for each generation another one: they do not all
+// upload when Big Brother is gone.
+func (p BackupPolicy) wait(st messages.BackupStanding) time.Duration {
+	if st.Generation == "" || st.Maker == st.Device {
+		return 0
+	}
+	h := fnv.New64a()
+	_, _ = io.WriteString(h, st.Generation+st.Device) // never fails
+	// FNV's last bytes stir only its lower bits.
+	share := float64(h.Sum64()*0x9E3779B97F4A7C15>>11) / (1 << 53)
+	return p.Takeover + time.Duration(share*float64(p.Takeover))
 }
 
 // replace uploads a snapshot and makes it the current one, if nobody was quicker.
-func (s *BackUp) replace(ctx context.Context, old messages.Manifest, etag string, use *messages.StoreUse) (string, error) {
+func (s *BackUp) replace(ctx context.Context, st messages.BackupStanding, old messages.Manifest, etag string, use *messages.StoreUse) (string, error) {
+	conditional, err := s.conditional(ctx, old, use)
+	if err != nil {
+		return "", err
+	}
 	snap, body, err := s.snapshots.Snapshot(ctx)
 	if err != nil {
 		return "", err
@@ -107,23 +151,21 @@ func (s *BackUp) replace(ctx context.Context, old messages.Manifest, etag string
 	if !snap.Seen.Covers(old.Current.Seen) {
 		return "", nil
 	}
-	snap.Generation = newGeneration(time.Now())
+	snap.MadeOn = st.Now
+	snap.Generation = newGeneration(time.UnixMilli(st.Now))
 	snap.Key = messages.SnapshotPrefix + snap.Generation + ".db.zst"
 	sum := &summed{r: body, h: sha256.New()}
-	obj, err := s.store.Put(ctx, snap.Key, sum, messages.Condition{IfAbsent: true})
+	obj, err := s.store.Put(ctx, snap.Key, sum, s.only(messages.Condition{IfAbsent: true}))
 	use.Puts += obj.Requests
 	use.BytesUp += sum.n
 	if err != nil {
 		return "", fmt.Errorf("upload the snapshot: %w", err)
 	}
 	snap.Size, snap.SHA256 = sum.n, hex.EncodeToString(sum.h.Sum(nil))
-	next := messages.Manifest{Format: messages.ManifestFormat, Current: snap}
-	if old.Current.Generation != "" {
-		next.Older = append([]messages.Snapshot{old.Current}, old.Older...)
-	}
-	var dropped []messages.Snapshot
-	if len(next.Older) > s.policy.Keep {
-		next.Older, dropped = next.Older[:s.policy.Keep], next.Older[s.policy.Keep:]
+	next := s.policy.next(old, snap)
+	next.Conditional = conditional
+	if etag != "" {
+		next = s.tidy(ctx, next, st.Now, use)
 	}
 	raw, err := json.MarshalIndent(next, "", "  ")
 	if err != nil {
@@ -133,7 +175,7 @@ func (s *BackUp) replace(ctx context.Context, old messages.Manifest, etag string
 	if etag == "" {
 		cond = messages.Condition{IfAbsent: true}
 	}
-	obj, err = s.store.Put(ctx, messages.ManifestKey, bytes.NewReader(raw), cond)
+	obj, err = s.store.Put(ctx, messages.ManifestKey, bytes.NewReader(raw), s.only(cond))
 	use.Puts += obj.Requests
 	use.BytesUp += int64(len(raw))
 	if errors.Is(err, messages.ErrConflict) {
@@ -142,13 +184,7 @@ func (s *BackUp) replace(ctx context.Context, old messages.Manifest, etag string
 	if err != nil {
 		return "", fmt.Errorf("replace the manifest: %w", err) // it may name the snapshot: that stays
 	}
-	if err := s.snapshots.BackedUp(ctx, snap); err != nil {
-		return "", err
-	}
-	for _, d := range dropped { // what no manifest names; a failure leaves an object behind, no more
-		_ = s.store.Delete(ctx, d.Key)
-	}
-	return snap.Generation, nil
+	return snap.Generation, s.snapshots.BackedUp(ctx, snap)
 }
 
 // lost: somebody else replaced the manifest first – or we did, and the answer was
@@ -158,15 +194,10 @@ func (s *BackUp) lost(ctx context.Context, snap messages.Snapshot, use *messages
 	if err != nil {
 		return err
 	}
-	if now.Current.Generation == snap.Generation {
-		return s.snapshots.BackedUp(ctx, snap)
+	if !slices.ContainsFunc(now.Snapshots(), func(o messages.Snapshot) bool { return o.Generation == snap.Generation }) {
+		_ = s.store.Delete(ctx, snap.Key) // what stays is found by tidy
 	}
-	for _, o := range now.Older {
-		if o.Generation == snap.Generation {
-			return nil
-		}
-	}
-	return s.store.Delete(ctx, snap.Key)
+	return s.snapshots.BackedUp(ctx, now.Current)
 }
 
 // maxManifest bounds what is read as a manifest, in bytes.
