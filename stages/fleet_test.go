@@ -3,6 +3,7 @@ package stages_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"testing"
@@ -144,3 +145,14 @@ func (w *world) minutes(n int, devices ...*device) (made map[string]int) {
 }
 
 const aDay = 24 * 60 // minutes
+
+func put(t *testing.T, w *world, m messages.Manifest) {
+	t.Helper()
+	raw, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.bucket.Store().Put(t.Context(), messages.ManifestKey, bytes.NewReader(raw), messages.Condition{}); err != nil {
+		t.Fatal(err)
+	}
+}
