@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/gofrs/flock"
 
@@ -28,6 +29,7 @@ type Restored struct {
 type restoreSettings struct {
 	driver     string
 	generation string
+	asOf       time.Time
 	progress   func(done, total int64)
 }
 
@@ -39,11 +41,6 @@ type RestoreOption func(*restoreSettings)
 // (modernc.org/sqlite) or "sqlite3" (mattn/go-sqlite3), with the path as a URI.
 func RestoreDriver(name string) RestoreOption {
 	return func(s *restoreSettings) { s.driver = name }
-}
-
-// RestoreGeneration chooses an older snapshot.
-func RestoreGeneration(generation string) RestoreOption {
-	return func(s *restoreSettings) { s.generation = generation }
 }
 
 // RestoreProgress is called with the bytes downloaded so far, and all.
@@ -89,14 +86,9 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 	if err != nil {
 		return out, fmt.Errorf("restore: %w", err)
 	}
-	snap := m.Current
-	if s.generation != "" {
-		all := append([]messages.Snapshot{m.Current}, m.Older...)
-		i := slices.IndexFunc(all, func(x messages.Snapshot) bool { return x.Generation == s.generation })
-		if i < 0 {
-			return out, fmt.Errorf("restore: there is no snapshot of generation %q: %w", s.generation, ErrNotFound)
-		}
-		snap = all[i]
+	snap, err := s.choose(m)
+	if err != nil {
+		return out, fmt.Errorf("restore: %w", err)
 	}
 	out.Store.Gets++
 	body, _, err := store.Get(ctx, snap.Key, 0)

@@ -63,7 +63,10 @@ func parseStore(s setting) (address, error) {
 			return u, s.wrong("its endpoint has to look like https://HOST[:PORT]", "")
 		}
 	}
-	return u, u.knows(s, "region", "endpoint")
+	if c := u.query["conditions"]; len(c) > 0 && !slices.Equal(c, []string{"ignored"}) {
+		return u, s.wrong(`its parameter "conditions" can only say "ignored": that the server ignores the conditions of writes, and that this is accepted`, "")
+	}
+	return u, u.knows(s, "region", "endpoint", "conditions")
 }
 
 // wrong says what is wrong with a URL, and never repeats it: it may hold a secret.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -11,14 +12,18 @@ import (
 )
 
 func (a *app) restore() *cobra.Command {
-	var generation string
+	var at string
 	cmd := a.takes(&cobra.Command{
-		Use:   "restore --db FILE --store URL [--generation NAME]",
-		Short: "bring the database back from the newest snapshot",
+		Use:   "restore --db FILE --store URL [--at GENERATION|TIME]",
+		Short: "bring the database back from a snapshot",
 		Long: `restore downloads the newest snapshot and checks it: checksum, integrity,
 foreign keys and version. Only then it takes FILE's place, as a device of its
 own. A file that is there already is replaced only when all its rows were
-uploaded. The next sync downloads what came after the snapshot.`,
+uploaded. The next sync downloads what came after the snapshot.
+
+--at takes an older one: by the name that "pipeline snapshots" lists, or the
+newest that was not made after a moment, such as 2026-03-01T12:00:00Z, or a time
+ago, such as 2h or 90m.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
@@ -26,6 +31,10 @@ uploaded. The next sync downloads what came after the snapshot.`,
 			if err == nil {
 				err = s.need("db", "store")
 			}
+			if err != nil {
+				return err
+			}
+			chosen, err := parseAt(at, time.Now())
 			if err != nil {
 				return err
 			}
@@ -49,10 +58,7 @@ uploaded. The next sync downloads what came after the snapshot.`,
 				tidemark.RestoreDriver(fileDriver),
 				tidemark.RestoreProgress(func(d, t int64) { done.Store(d); total.Store(t) }),
 			}
-			if generation != "" {
-				opts = append(opts, tidemark.RestoreGeneration(generation))
-			}
-			r, err := tidemark.Restore(ctx, s.db.text, store, opts...)
+			r, err := tidemark.Restore(ctx, s.db.text, store, append(opts, chosen...)...)
 			a.progress.end()
 			if err != nil {
 				if err := cause(ctx, err); errors.Is(err, errInterrupted) {
@@ -67,6 +73,24 @@ uploaded. The next sync downloads what came after the snapshot.`,
 			return nil
 		},
 	}, "db", "store")
-	cmd.Flags().StringVar(&generation, "generation", "", "`NAME` of an older snapshot, as sync printed it, instead of the newest")
+	cmd.Flags().StringVar(&at, "at", "", "an older snapshot: its `GENERATION`, a moment, or a time ago")
 	return cmd
+}
+
+// parseAt tells a moment and a time ago from the name of a generation.
+func parseAt(at string, now time.Time) ([]tidemark.RestoreOption, error) {
+	if at == "" {
+		return nil, nil
+	}
+	if moment, err := time.Parse(time.RFC3339, at); err == nil {
+		return []tidemark.RestoreOption{tidemark.RestoreAsOf(moment)}, nil
+	}
+	ago, err := time.ParseDuration(at)
+	if err != nil {
+		return []tidemark.RestoreOption{tidemark.RestoreGeneration(at)}, nil //nolint:nilerr // it is no time, so it is a name
+	}
+	if ago < 0 {
+		return nil, misuse("--at takes a time ago without a sign, such as 2h")
+	}
+	return []tidemark.RestoreOption{tidemark.RestoreAsOf(now.Add(-ago))}, nil
 }

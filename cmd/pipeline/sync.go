@@ -154,6 +154,9 @@ func (a *app) open(cmd *cobra.Command) (_ *work, err error) {
 	w.watched.Remote = remote
 	host, _ := os.Hostname() // a device without a name is one all the same
 	opts := []tidemark.Option{tidemark.WithDevice(host, version()), tidemark.WithInterval(s.every)}
+	if storeURL.query.Has("conditions") {
+		opts = append(opts, tidemark.WithUnconditionalStore())
+	}
 	if log := a.logger(); log != nil {
 		opts = append(opts, tidemark.WithLogger(log))
 	}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tidemark-sync/tidemark"
+)
+
+func (a *app) devices() *cobra.Command {
+	var asJSON bool
+	cmd := a.takes(&cobra.Command{
+		Use:   "devices --db FILE --remote URL --store URL [--json]",
+		Short: "who syncs with the remote, and who is Big Brother",
+		Long: `devices lists everybody who syncs with the remote: the last upload, how many
+uploads of others a device had not read when it last wrote its record, and who
+backs up. A device that is behind holds back the removal of old tombstones, for
+at most 90 days. It costs one read a device and one GET.`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			w, err := a.open(cmd)
+			if err != nil {
+				return err
+			}
+			defer w.close()
+			fleet, err := w.pipeline.Devices(ctx)
+			if err != nil {
+				return w.db.failed(cause(ctx, err))
+			}
+			if asJSON {
+				return a.out.json(fleet)
+			}
+			a.tellDevices(fleet)
+			return nil
+		},
+	}, "db", "remote", "store")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one Fleet object on standard output")
+	return cmd
+}
+
+func (a *app) tellDevices(f tidemark.Fleet) {
+	row := "  %-*s  %-19s %8s %8s\n"
+	a.out.printf(row, nameWidth, "device", "last upload", "number", "behind")
+	for _, d := range f.Devices {
+		name := d.Name
+		if name == "" {
+			name = d.DeviceID
+		}
+		upload := "never"
+		if d.UploadedOn != nil {
+			upload = d.UploadedOn.Local().Format(time.DateTime)
+		}
+		a.out.printf(row, nameWidth, fit(name, nameWidth), upload, thousands(d.Seq), thousands(d.Behind))
+		text := fmt.Sprintf("%s, %s, heard of %s", fit(d.DeviceID, 40), fit(d.Platform, 40), ago(d.HeardOn))
+		for _, r := range []struct {
+			is   bool
+			text string
+		}{{d.This, "this device"}, {d.BigBrother, "Big Brother"}, {d.HoldsBackPurge, "holds back the removal of old tombstones"}} {
+			if r.is {
+				text += "; " + r.text
+			}
+		}
+		a.wrap(4, "    ", text)
+	}
+	a.out.printf("\n")
+	if f.BigBrother == nil {
+		a.wrap(2, "  ", "Nobody is Big Brother: "+f.Why)
+		return
+	}
+	a.wrap(2, "  ", "Big Brother is "+*f.BigBrother+": "+f.Why)
+}
