@@ -49,7 +49,7 @@ func names(t *testing.T, d *device, table string) string {
 func TestTombstonesThatEverybodyHasSeenLeaveTheServer(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := newFleet(t, treeSchema)
-		a, b := f.device("a", tidemark.WithBackup(1, time.Hour, 1)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 1))
+		a, b := f.device("a", tidemark.WithBackup(1, time.Hour, 1), tidemark.WithDailySnapshots(0)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 1))
 		a.exec(`INSERT INTO parent VALUES (1, 'one', 1,1,'',NULL,1,NULL,NULL), (2, 'two', 1,1,'',NULL,1,NULL,NULL)`)
 		a.exec(`INSERT INTO child (parent, name) VALUES (1, 'x'), (1, 'y'), (2, 'z')`)
 		rounds(2, a, b)
@@ -84,7 +84,7 @@ func TestTombstonesThatEverybodyHasSeenLeaveTheServer(t *testing.T) {
 func TestTombstonesWaitForADeviceAndASnapshot(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := newFleet(t, treeSchema)
-		a, b := f.device("a", tidemark.WithBackup(1, time.Hour, 0)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 0))
+		a, b := f.device("a", tidemark.WithBackup(1, time.Hour, 0), tidemark.WithDailySnapshots(0)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 0))
 		a.exec(`INSERT INTO parent (name) VALUES ('stays'), ('goes')`)
 		rounds(2, a, b)
 		a.exec(`DELETE FROM parent WHERE name = 'goes'`)
@@ -127,7 +127,7 @@ func TestADeviceThatWasAwayTooLong(t *testing.T) {
 
 func awayTooLong(t *testing.T, cutOff bool) {
 	f := newFleet(t, treeSchema)
-	a, b := f.device("a", tidemark.WithBackup(1, time.Hour, 0)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 0))
+	a, b := f.device("a", tidemark.WithBackup(1, time.Hour, 0), tidemark.WithDailySnapshots(0)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 0))
 	remote := f.server.Remote()
 	f.remote = func() tidemark.Remote { return remote }
 	away := f.device("away", tidemark.WithBackup(1000, 1000*time.Hour, 0), tidemark.WithRetries(0, time.Second))
@@ -183,7 +183,7 @@ func awayTooLong(t *testing.T, cutOff bool) {
 func TestAnOldCopyOfAFileBehindTheFence(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := newFleet(t, treeSchema)
-		a, b := f.device("a", tidemark.WithBackup(1, time.Hour, 0)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 0))
+		a, b := f.device("a", tidemark.WithBackup(1, time.Hour, 0), tidemark.WithDailySnapshots(0)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 0))
 		a.exec(`INSERT INTO parent (name) VALUES ('stays'), ('goes')`)
 		rounds(2, a, b)
 		path := filepath.Join(f.dir, "copy.db")

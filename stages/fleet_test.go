@@ -72,7 +72,7 @@ func (d *device) download() {
 // try downloads and backs up, and reports whether it made a snapshot.
 func (d *device) try() (bool, error) {
 	d.download()
-	out, err := stages.NewBackUp(d.store, d, d.w.policy).Handle(d.w.t.Context(), messages.DeviceRegistered{})
+	out, err := stages.NewBackUp(d.store, d, d.w.policy).Handle(d.w.t.Context(), messages.TombstonesPurged{})
 	if err != nil || out[0].Generation == "" {
 		return false, err
 	}
