@@ -216,7 +216,7 @@ func apply(ctx context.Context, db *bun.DB, table string, docs []messages.Docume
 	if docs[0].Stamp.Seq == 1 {
 		whole = []string{table}
 	}
-	if err := local.Checked(ctx, version, 0, targets, whole, nil, messages.Step{}); err != nil {
+	if err := local.Checked(ctx, version, messages.ClockReading{Asked: version / 1000, Answered: version / 1000}, targets, whole, nil, messages.Step{}); err != nil {
 		return err
 	}
 	reader := &slice{docs: docs}

@@ -249,3 +249,57 @@ func TestADownloadThatDeletesMuchAsks(t *testing.T) {
 		t.Errorf("it was allowed once, and again: %v", err)
 	}
 }
+
+// A parent is revived here for a child, and before the revival is uploaded the child
+// is deleted elsewhere: the parent goes again.
+func TestARevivalThatIsNotNeededAnyMore(t *testing.T) {
+	f := newFleet(t, treeSchema)
+	c := f.device("c")
+	remotes := map[string]*memory.Remote{}
+	device := func(name string) *device {
+		r := f.server.Remote()
+		remotes[name] = r
+		f.remote = func() tidemark.Remote { return r }
+		return f.device(name, tidemark.WithRetries(0, time.Second))
+	}
+	a, b := device("a"), device("b")
+	a.exec(`INSERT INTO parent (name) VALUES ('p'), ('q')`)
+	rounds(2, a, b, c)
+	// a deletes the parents, and has already asked who uploaded when c's children arrive.
+	a.exec(`DELETE FROM parent`)
+	once := false
+	remotes["a"].Fault = func(call memory.Call) memory.Fault {
+		if call.Op != memory.OpDevices || once {
+			return memory.Fault{}
+		}
+		once = true
+		return memory.Fault{Then: func() {
+			c.exec(`INSERT INTO child (parent, name) SELECT id, 'of ' || name FROM parent`)
+			c.sync()
+		}}
+	}
+	a.sync()
+	remotes["b"].Fault = func(call memory.Call) memory.Fault {
+		if call.Op == memory.OpCommit {
+			return memory.Fault{Before: errNetwork}
+		}
+		return memory.Fault{}
+	}
+	if _, err := b.p.Sync(t.Context()); !errors.Is(err, tidemark.ErrUnavailable) {
+		t.Fatal(err)
+	}
+	if got := names(t, b, "parent"); got != "[p q]" {
+		t.Fatalf("b has not revived the parents: %s", got)
+	}
+	c.exec(`DELETE FROM child WHERE name = 'of p'`)
+	c.sync()
+	remotes["b"].Fault = nil
+	rounds(2, b, a, c)
+	same(t, a, b, c)
+	if got := names(t, b, "parent"); got != "[q]" {
+		t.Errorf("parents: %s, want the one that has a child", got)
+	}
+	if got := b.value(`SELECT count(*) FROM tidemark_revivals`); got != "0" {
+		t.Errorf("%s revivals are remembered although everything is up", got)
+	}
+}

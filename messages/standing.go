@@ -27,6 +27,10 @@ type Target struct {
 	Tables map[string]int64
 }
 
+// ClockReading is what the local clock said, in Unix ms, when a question was asked
+// and when it was answered.
+type ClockReading struct{ Asked, Answered int64 }
+
 // Source is one read that a table's download consists of: a device's log after a
 // position, or, with no Device, the whole table.
 type Source struct {

@@ -21,6 +21,7 @@ var bookkeeping = []string{
 		id INTEGER PRIMARY KEY CHECK (id = 1),
 		applying INTEGER NOT NULL DEFAULT 0,
 		clockOffset INTEGER NOT NULL DEFAULT 0,      -- ms to add to the local clock to get the server's
+		clockCheckedOn INTEGER NOT NULL DEFAULT 0,   -- ms of the server's clock when that was measured last; 0: never
 		installationId TEXT NOT NULL DEFAULT '',
 		formatVersion INTEGER NOT NULL,
 		seq INTEGER NOT NULL DEFAULT 0,              -- of our last acknowledged commit with documents
@@ -159,6 +160,16 @@ var bookkeeping = []string{
 		columnName TEXT NOT NULL,
 		value,
 		PRIMARY KEY (tableName, clientId, columnName)
+	) WITHOUT ROWID`,
+	// Deleted rows that we keep alive for a child, until that is uploaded: what their
+	// tombstones said.
+	`CREATE TABLE IF NOT EXISTS tidemark_revivals (
+		tableName TEXT NOT NULL,
+		clientId TEXT NOT NULL,
+		deletedOn INTEGER NOT NULL,
+		deletedBy TEXT NOT NULL,
+		serverVersion INTEGER NOT NULL,
+		PRIMARY KEY (tableName, clientId)
 	) WITHOUT ROWID`,
 	// Behind the fence: rows that the whole read has not found on the server yet. Those
 	// it does not find were deleted, and their tombstones purged.

@@ -49,7 +49,7 @@ func (l *Local) Reset(ctx context.Context) error {
 				return fmt.Errorf("table %q: %w", p.t.Name, err)
 			}
 		}
-		for _, table := range []string{"seen", "targets", "positions", "tombstones", "left", "inbox", "dead_letters", "tokens", "touched", "renumbered", "bases", "absent"} {
+		for _, table := range []string{"seen", "targets", "positions", "tombstones", "left", "inbox", "dead_letters", "tokens", "touched", "renumbered", "bases", "absent", "revivals"} {
 			if err := tx.exec(`DELETE FROM tidemark_` + table); err != nil {
 				return err
 			}

@@ -67,6 +67,9 @@ func (l *Local) Settle(ctx context.Context, asked map[string][]string, fetched [
 			if err := s.collisions(); err != nil {
 				return err
 			}
+			if err := s.withdraw(); err != nil {
+				return err
+			}
 			if plans[0].reacts {
 				if err := s.touched(fetched); err != nil || len(out.Lookup) > 0 {
 					return err
@@ -531,7 +534,7 @@ func (s *settler) undelete(fetched []messages.Document) error {
 			if a.rows[d.ID] != nil || !wanted[docKey{d.Table, d.ID}] {
 				continue
 			}
-			wasDeleted := d.Deleted
+			tombstone, wasDeleted := d, d.Deleted
 			d.Deleted = false
 			out, err := a.insert(&d)
 			if err != nil {
@@ -566,6 +569,9 @@ func (s *settler) undelete(fetched []messages.Document) error {
 					return err
 				}
 				a.rows[d.ID].dirty = true
+				if err := s.revived(&tombstone); err != nil {
+					return err
+				}
 			}
 			if err := a.file(&d, applied); err != nil {
 				return err

@@ -90,12 +90,16 @@ func (t *tx) installationID() (id string, err error) {
 
 // Checked records the answer of a check at readTime (µs): targets are the devices
 // of which there is more than we have seen, whole the tables to read whole, unknown
-// those that are due a whole read and that no device has ever touched. offset is
-// the server's clock minus ours in ms. With nothing to download the tables are
+// those that are due a whole read and that no device has ever touched. clock is when
+// the question was asked and answered. With nothing to download the tables are
 // complete up to readTime at once.
-func (l *Local) Checked(ctx context.Context, readTime, offset int64, targets []messages.Target, whole, unknown []string, step messages.Step) error {
-	err := l.write(ctx, func(tx *tx) error {
-		if err := tx.exec(`UPDATE tidemark_state SET clockOffset = ?`, offset); err != nil {
+func (l *Local) Checked(ctx context.Context, readTime int64, clock messages.ClockReading, targets []messages.Target, whole, unknown []string, step messages.Step) error {
+	plans, err := l.allPlans(ctx)
+	if err != nil {
+		return err
+	}
+	err = l.write(ctx, func(tx *tx) error {
+		if err := tx.setClock(plans, readTime/1000, clock); err != nil {
 			return err
 		}
 		for _, t := range unknown {

@@ -225,6 +225,89 @@ func (s *settler) revive(a *applier, d *messages.Document) error {
 			updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END WHERE clientId = ?`, d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, d.ID); err != nil {
 			return err
 		}
+	} else if err := s.revived(d); err != nil {
+		return err
 	}
 	return a.file(d, applied)
+}
+
+// revived remembers that a row lives only for its children: d is its tombstone.
+func (s *settler) revived(d *messages.Document) error {
+	return s.tx.exec(`INSERT INTO tidemark_revivals (tableName, clientId, deletedOn, deletedBy, serverVersion) VALUES (?, ?, ?, ?, ?)
+		ON CONFLICT (tableName, clientId) DO UPDATE SET deletedOn = excluded.deletedOn, deletedBy = excluded.deletedBy,
+		serverVersion = excluded.serverVersion`, d.Table, d.ID, d.UpdatedOn, d.UpdatedBy, d.UpdateTime)
+}
+
+// withdraw takes revivals back that are not needed any more and that nobody has seen:
+// the children for whose sake they were made are gone.
+func (s *settler) withdraw() error {
+	held, err := s.heldByWaiting()
+	if err != nil {
+		return err
+	}
+	for progress := true; progress; {
+		progress = false
+		for _, p := range slices.Backward(s.plans) {
+			a, err := s.applier(p)
+			if err != nil {
+				return err
+			}
+			var list []messages.Document // tombstones, as they were
+			if err := s.tx.each(`SELECT clientId, deletedOn, deletedBy, serverVersion FROM tidemark_revivals WHERE tableName = ? ORDER BY clientId`, []any{p.t.Name},
+				func(scan func(...any) error) error {
+					d := messages.Document{Table: p.t.Name, Deleted: true}
+					err := scan(&d.ID, &d.UpdatedOn, &d.UpdatedBy, &d.UpdateTime)
+					list = append(list, d)
+					return err
+				}); err != nil {
+				return err
+			}
+			for i := range list {
+				done, err := s.withdrawn(a, &list[i], held[docKey{p.t.Name, list[i].ID}])
+				if err != nil {
+					return err
+				}
+				progress = progress || done
+			}
+		}
+	}
+	return nil
+}
+
+func (s *settler) withdrawn(a *applier, d *messages.Document, held bool) (bool, error) {
+	forget := func() error {
+		return s.tx.exec(`DELETE FROM tidemark_revivals WHERE tableName = ? AND clientId = ?`, d.Table, d.ID)
+	}
+	row, err := a.p.rowByID(s.tx, d.ID)
+	if err != nil {
+		return false, err
+	}
+	if row == nil || !row.dirty || row.updatedOn != d.UpdatedOn+1 || row.serverVersion != d.UpdateTime {
+		return false, forget() // it went up, or was edited since
+	}
+	refs, err := s.referrers(a.p, d.ID)
+	if err != nil || held || len(refs) > 0 {
+		return false, err
+	}
+	var sent int
+	if err := s.tx.row(`SELECT count(*) FROM tidemark_tokens WHERE instr(journal, ?) > 0`, d.ID).Scan(&sent); err != nil {
+		return false, err
+	}
+	d.CreatedOn = row.createdOn
+	if err := s.tx.exec(`DELETE FROM `+a.p.name+` WHERE clientId = ?`, d.ID); err != nil {
+		return false, err
+	}
+	delete(a.rows, d.ID)
+	if err := a.agreed(d.ID); err != nil {
+		return false, err
+	}
+	if err := a.tombstone(d); err != nil {
+		return false, err
+	}
+	if sent > 0 { // it may have landed: then the row has to be deleted once more
+		if err := s.tx.exec(`UPDATE tidemark_tombstones SET isDirty = 1, updatedOn = ?, updatedBy = ? WHERE tableName = ? AND clientId = ?`, d.UpdatedOn+2, a.me, d.Table, d.ID); err != nil {
+			return false, err
+		}
+	}
+	return true, forget()
 }

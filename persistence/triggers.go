@@ -23,7 +23,7 @@ import (
 
 // now is the server's time in ms, for a SELECT from tidemark_state. SQLite keeps
 // 'now' the same throughout a statement.
-const now = `CAST((julianday('now') - 2440587.5) * 86400000.0 + 0.5 AS INTEGER) + clockOffset`
+const now = localClock + ` + clockOffset`
 
 // writing in updatedBy says that the insert trigger is in the middle of changing
 // the row: the others leave it alone.

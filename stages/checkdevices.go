@@ -16,9 +16,11 @@ const overlap = 300 * time.Second
 
 // Tracker remembers what has been seen of every device.
 type Tracker interface {
+	// Clock is the clock that stamps rows, in Unix ms.
+	Clock(ctx context.Context) (int64, error)
 	Standing(ctx context.Context) (messages.Standing, error)
 	// Checked records a check's answer; see persistence.
-	Checked(ctx context.Context, readTime, offset int64, targets []messages.Target, whole, unknown []string, step messages.Step) error
+	Checked(ctx context.Context, readTime int64, clock messages.ClockReading, targets []messages.Target, whole, unknown []string, step messages.Step) error
 	Acknowledge(ctx context.Context, token string, updateTime int64) (messages.Counts, error)
 	NewIdentity(ctx context.Context) error
 	// Fenced prepares to read every table whole: tombstones that this device has not
@@ -49,12 +51,17 @@ func (s *CheckDevices) Handle(ctx context.Context, in messages.SyncRequested) ([
 	if len(st.Whole) == 0 && !in.Full && st.CheckedTill > 0 {
 		since = max(st.CheckedTill/1000-overlap.Milliseconds(), 1)
 	}
-	asked := time.Now()
+	var clock messages.ClockReading
+	if clock.Asked, err = s.tracker.Clock(ctx); err != nil {
+		return nil, err
+	}
 	list, err := s.remote.Devices(ctx, since)
 	if err != nil {
 		return nil, fmt.Errorf("ask which devices uploaded: %w", err)
 	}
-	offset := list.ReadTime/1000 - (asked.UnixMilli()+time.Now().UnixMilli())/2
+	if clock.Answered, err = s.tracker.Clock(ctx); err != nil {
+		return nil, err
+	}
 	step.Counts.Billed.Reads = list.Reads
 	if list.ReadTime < st.CheckedTill {
 		return nil, fmt.Errorf("the server answered as of %d, before what was already downloaded (%d): %w", list.ReadTime, st.CheckedTill, messages.ErrUnavailable)
@@ -108,7 +115,7 @@ func (s *CheckDevices) Handle(ctx context.Context, in messages.SyncRequested) ([
 			tables = append(tables, t)
 		}
 	}
-	if err := s.tracker.Checked(ctx, list.ReadTime, offset, targets, whole, unknown, step); err != nil {
+	if err := s.tracker.Checked(ctx, list.ReadTime, clock, targets, whole, unknown, step); err != nil {
 		return nil, err
 	}
 	return []messages.DevicesChecked{{Cycle: in.Cycle, Round: in.Round, ReadTime: list.ReadTime, Tables: tables, Full: in.Full}}, nil

@@ -1,0 +1,68 @@
+package persistence
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+// localClock is SQLite's clock in Unix ms: the one that the triggers stamp rows by,
+// see now.
+const localClock = `CAST((julianday('now') - 2440587.5) * 86400000.0 + 0.5 AS INTEGER)`
+
+// Clock is the local clock in Unix ms.
+func (l *Local) Clock(ctx context.Context) (int64, error) {
+	var ms int64
+	if err := l.db.DB.QueryRowContext(ctx, `SELECT `+localClock).Scan(&ms); err != nil {
+		return 0, fmt.Errorf("read the clock: %w", explain(err))
+	}
+	return ms, nil
+}
+
+// wrongBy is how far the clock has to have been wrong before stamps are corrected:
+// less decides no conflict that anybody would notice.
+const wrongBy = time.Minute
+
+// setClock stores by how much the local clock differs from the server's, which read
+// server (Unix ms) at some moment between the question and the answer. An offset that
+// agrees with that stays as it is: it does not tremble with the network.
+//
+// When the clock turns out to have been wrong, what was stamped by it and is not
+// uploaded is corrected: a device years ahead must not win every conflict, nor one
+// years behind lose them all. Nothing is stamped later than the server's now.
+func (t *tx) setClock(plans []*plan, server int64, c messages.ClockReading) error {
+	var was, checkedOn int64
+	if err := t.row(`SELECT clockOffset, clockCheckedOn FROM tidemark_state`).Scan(&was, &checkedOn); err != nil {
+		return err
+	}
+	asked := min(c.Asked, c.Answered) // the clock may have been set back in between
+	offset := min(max(was, server-c.Answered), server-asked)
+	if err := t.exec(`UPDATE tidemark_state SET clockOffset = ?, clockCheckedOn = ?`, offset, server); err != nil {
+		return err
+	}
+	shift := offset - was
+	var wrong string
+	var bound int64
+	switch {
+	case shift >= -wrongBy.Milliseconds() && shift <= wrongBy.Milliseconds():
+		return nil
+	case checkedOn == 0: // it was as wrong all the time, as far as we know
+		wrong, bound = `updatedOn > ?`, 0
+	case shift < 0: // it has jumped ahead: what is stamped in the future was stamped since
+		wrong, bound = `updatedOn > ?`, server
+	default: // it has fallen back: what was stamped since is not above what it says now
+		wrong, bound = `updatedOn <= ?`, c.Answered+was
+	}
+	tables := []string{"tidemark_tombstones"}
+	for _, p := range plans {
+		tables = append(tables, p.name)
+	}
+	for _, table := range tables {
+		if err := t.exec(`UPDATE `+table+` SET updatedOn = max(min(updatedOn + ?, ?), 1) WHERE isDirty = 1 AND updatedOn IS NOT NULL AND `+wrong, shift, server, bound); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,112 @@
+package persistence
+
+import (
+	"testing"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+const year = int64(365 * 24 * 3600 * 1000)
+
+// check is what a check devices stage records: the server's clock is off by offset ms
+// from ours, as far as the network's delay lets us tell.
+func check(t *testing.T, l *Local, offset, delay int64) int64 {
+	t.Helper()
+	now, err := l.Clock(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := now + offset
+	if err := l.Checked(t.Context(), server*1000, messages.ClockReading{Asked: now - delay, Answered: now + delay}, nil, nil, []string{"note"}, messages.Step{}); err != nil {
+		t.Fatal(err)
+	}
+	return server
+}
+
+func TestStampsOfAWrongClockAreCorrected(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		checks []int64 // offsets that were found before the edit
+		then   int64   // and after it
+	}{
+		{"years ahead from the beginning", nil, -5 * year},
+		{"years behind from the beginning", nil, 5 * year},
+		{"jumps ahead", []int64{0}, -5 * year},
+		{"falls back", []int64{0}, 50 * year},
+		{"is set right", []int64{0, 5 * year}, 0},
+		{"is right", []int64{0}, 0},
+		{"is off by a known offset", []int64{7 * year}, 7 * year},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			db := openTestDB(t, t.TempDir()+"/x.db")
+			if _, err := db.Exec(`CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE other (v TEXT)`); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Attach(t.Context(), db, AttachOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			l, err := Open(t.Context(), db, DeviceInfo{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, offset := range c.checks {
+				check(t, l, offset, 10)
+			}
+			if _, err := db.Exec(`INSERT INTO note (v) VALUES ('a'), ('b'); DELETE FROM note WHERE v = 'b'`); err != nil {
+				t.Fatal(err)
+			}
+			server := check(t, l, c.then, 10)
+			for _, q := range []string{`SELECT updatedOn FROM note`, `SELECT updatedOn FROM tidemark_tombstones`} {
+				var on int64
+				if err := db.DB.QueryRowContext(t.Context(), q).Scan(&on); err != nil {
+					t.Fatal(err)
+				}
+				if on > server+20 || on < server-time.Minute.Milliseconds() {
+					t.Errorf("%s: stamped %d ms from the server's time", q, on-server)
+				}
+			}
+			// And from now on stamps are the server's time.
+			if _, err := db.Exec(`UPDATE note SET v = 'c'`); err != nil {
+				t.Fatal(err)
+			}
+			var on, now int64
+			if err := db.DB.QueryRowContext(t.Context(), `SELECT updatedOn, `+localClock+` FROM note`).Scan(&on, &now); err != nil {
+				t.Fatal(err)
+			}
+			if off := on - (now + c.then); off > 100 || off < -time.Minute.Milliseconds() {
+				t.Errorf("an edit after the check is stamped %d ms from the server's time", off)
+			}
+		})
+	}
+}
+
+// The network's delay alone is no reason to think the clock wrong.
+func TestASlowNetworkLeavesTheOffset(t *testing.T) {
+	db := openTestDB(t, t.TempDir()+"/x.db")
+	if _, err := db.Exec(`CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT)`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Attach(t.Context(), db, AttachOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Open(t.Context(), db, DeviceInfo{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	offset := func() (ms int64) {
+		h, err := l.Health(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h.ClockOffsetMs
+	}
+	check(t, l, 25_000, 30_000)
+	if got := offset(); got != 0 {
+		t.Errorf("an answer that may have taken 30 s set the offset to %d ms", got)
+	}
+	check(t, l, 25_000, 1_000)
+	if got := offset(); got < 23_900 || got > 26_100 {
+		t.Errorf("a clock that is 25 s behind has the offset %d ms", got)
+	}
+}
