@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -12,6 +13,7 @@ import (
 	vkit "cloud.google.com/go/firestore/apiv1"
 	"google.golang.org/api/option"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
@@ -102,9 +104,12 @@ func (r *Remote) connect(ctx context.Context, emulator string, opts []option.Cli
 		// quarter of an hour.
 		option.WithGRPCDialOption(grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 20 * time.Second})),
 	}
+	for _, o := range dialNow {
+		own = append(own, option.WithGRPCDialOption(o))
+	}
 	if emulator != "" {
 		conn, err := grpc.NewClient("passthrough:///"+strings.TrimPrefix(strings.TrimPrefix(emulator, "http://"), "https://"),
-			grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithPerRPCCredentials(owner{}), sizes)
+			slices.Concat(dialNow, []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithPerRPCCredentials(owner{}), sizes})...)
 		if err != nil {
 			return fmt.Errorf("firestore: emulator %q: %w: %w", emulator, messages.ErrRejected, err)
 		}
@@ -116,6 +121,26 @@ func (r *Remote) connect(ctx context.Context, emulator string, opts []option.Cli
 	}
 	r.client = client
 	return nil
+}
+
+// dialNow makes a call after an outage dial at once. By itself gRPC waits up to two
+// minutes until it dials again and fails every call until then; our caller has done
+// its waiting already.
+var dialNow = []grpc.DialOption{
+	grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		wake(conn)
+		return invoke(ctx, method, req, reply, conn, opts...)
+	}),
+	grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+		wake(conn)
+		return open(ctx, desc, conn, method, opts...)
+	}),
+}
+
+func wake(conn *grpc.ClientConn) {
+	if conn.GetState() == connectivity.TransientFailure {
+		conn.ResetConnectBackoff()
+	}
 }
 
 // Scope is the resource name below which the collections live.
