@@ -67,7 +67,7 @@ func TestCrashes(t *testing.T) {
 	f.server = nil
 	f.remote = func() tidemark.Remote { return openFirestore(t, c.job.Firestore) }
 	f.store = func() tidemark.SnapshotStore {
-		s, err := openBucket(t.Context(), c.job.Bucket)
+		s, err := openBucket(t.Context(), c.job.Bucket, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -120,7 +120,7 @@ func TestCrashes(t *testing.T) {
 		wb.check(t, d)
 	}
 	kept(t, original, contentsOfColumns(t, db.DB))
-	c.oneDocumentARow(f.remote(), a)
+	oneDocumentARow(t, f.remote(), a)
 	c.nothingLeft(f.store())
 
 	var phases strings.Builder
@@ -334,35 +334,35 @@ func kept(t *testing.T, original, now map[string][]string) {
 }
 
 // oneDocumentARow compares the server's documents with the rows.
-func (c *crashes) oneDocumentARow(r tidemark.Remote, d *device) {
-	c.t.Helper()
-	list, err := r.Devices(c.t.Context(), 0)
+func oneDocumentARow(t *testing.T, r tidemark.Remote, d *device) {
+	t.Helper()
+	list, err := r.Devices(t.Context(), 0)
 	if err != nil {
-		c.t.Fatal(err)
+		t.Fatal(err)
 	}
-	for table := range contentsOfColumns(c.t, d.db.DB) {
+	for table := range contentsOfColumns(t, d.db.DB) {
 		rows := map[string]bool{}
-		for _, id := range strings1(c.t.Context(), c.t, d.db.DB, `SELECT clientId FROM "`+table+`"`) {
+		for _, id := range strings1(t.Context(), t, d.db.DB, `SELECT clientId FROM "`+table+`"`) {
 			rows[id] = true
 		}
 		n := 0
-		_, err := r.Read(c.t.Context(), messages.Query{Table: table, ReadTime: list.ReadTime}, func(doc messages.Document) error {
+		_, err := r.Read(t.Context(), messages.Query{Table: table, ReadTime: list.ReadTime}, func(doc messages.Document) error {
 			if doc.Deleted && rows[doc.ID] {
-				c.t.Errorf("%s has the row of a document that is deleted: %s", table, doc.ID)
+				t.Errorf("%s has the row of a document that is deleted: %s", table, doc.ID)
 			}
 			if !doc.Deleted {
 				n++
 				if !rows[doc.ID] {
-					c.t.Errorf("%s has a document without a row: %s %v", table, doc.ID, doc.Fields)
+					t.Errorf("%s has a document without a row: %s %v", table, doc.ID, doc.Fields)
 				}
 			}
 			return nil
 		})
 		if err != nil {
-			c.t.Fatal(err)
+			t.Fatal(err)
 		}
 		if n != len(rows) {
-			c.t.Errorf("%s has %d rows and %d documents", table, len(rows), n)
+			t.Errorf("%s has %d rows and %d documents", table, len(rows), n)
 		}
 	}
 }

@@ -112,7 +112,7 @@ func (c *child) run(ctx context.Context) error {
 		return err
 	}
 	defer remote.Close()
-	store, err := openBucket(ctx, c.job.Bucket)
+	store, err := openBucket(ctx, c.job.Bucket, 0)
 	if err != nil {
 		return err
 	}
@@ -136,8 +136,9 @@ func (c *child) run(ctx context.Context) error {
 // crashBackups makes snapshots often enough to be killed in.
 var crashBackups = tidemark.WithBackup(50, time.Hour, 2)
 
-func openBucket(ctx context.Context, b servers.S3Server) (*s3.Store, error) {
-	return s3.Open(ctx, s3.Config{Bucket: b.Bucket, Prefix: "alice", Region: b.Region, Endpoint: b.Endpoint},
+// openBucket opens a store that bears silence for so long; 0 for as long as usual.
+func openBucket(ctx context.Context, b servers.S3Server, silence time.Duration) (*s3.Store, error) {
+	return s3.Open(ctx, s3.Config{Bucket: b.Bucket, Prefix: "alice", Region: b.Region, Endpoint: b.Endpoint, Timeout: silence},
 		config.WithCredentialsProvider(credentials.NewStaticCredentialsProvider(b.AccessKey, b.SecretKey, "")))
 }
 
