@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -211,7 +212,7 @@ func TestBadLines(t *testing.T) {
 			fresh.sync()
 			same(t, n.a, n.b, fresh)
 			// Each edit made an album, and has seen all that were there.
-			if got := n.a.value(`SELECT count(*) FROM album`); got != fmt.Sprint(n.n) {
+			if got := n.a.value(`SELECT count(*) FROM album`); got != strconv.Itoa(n.n) {
 				t.Errorf("%s albums of %d", got, n.n)
 			}
 			oneDocumentARow(t, n.direct, n.a)
