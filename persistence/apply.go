@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/tidemark-sync/tidemark/messages"
 )
@@ -309,8 +310,8 @@ func (a *applier) one(d *messages.Document) (outcome, error) {
 		a.reason = why
 		return dead, nil
 	}
-	if d.ID == "" || len(d.ID) > 1500 {
-		a.reason = "the document id is empty or too long"
+	if d.ID == "" || len(d.ID) > 1500 || !utf8.ValidString(d.ID) { // what is kept of it is JSON
+		a.reason = "the document id is empty, longer than 1500 bytes or not valid UTF-8"
 		return dead, nil
 	}
 	if d.CreatedOn < 0 || d.UpdatedOn < 0 || max(d.CreatedOn, d.UpdatedOn) > maxTime {

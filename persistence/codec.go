@@ -154,6 +154,9 @@ func fits(c Column, v any) error {
 		if c.Affinity == AffinityText {
 			return fmt.Errorf("column %q holds text and the document has a number", c.Name)
 		}
+		if n, ok := x.(int64); ok && c.Affinity == AffinityReal && !exact(n) {
+			return fmt.Errorf("column %q holds floating-point numbers, and none of them is %d", c.Name, n)
+		}
 	case float64:
 		if math.IsNaN(x) {
 			return fmt.Errorf("column %q cannot hold NaN", c.Name)
@@ -169,7 +172,14 @@ func fits(c Column, v any) error {
 	return nil
 }
 
+// exact reports whether a number has as many bits as a floating-point number keeps.
+func exact(n int64) bool {
+	f := float64(n)
+	return f < 1<<63 && int64(f) == n
+}
+
 func looksNumeric(s string) bool {
+	s, _, _ = strings.Cut(s, "\x00") // where SQLite stops
 	s = strings.Trim(s, " \t\n\v\f\r")
 	if s == "" || strings.Trim(s, "+-.0123456789eE") != "" {
 		return false

@@ -26,8 +26,8 @@ type plan struct {
 	options   TableOptions
 	resolver  Resolver // for the policy ByApplication
 	reacts    bool     // the application has triggers, on this table or another
-	or        string   // " OR ABORT" where the table declares ON CONFLICT
-	all       map[string]*plan
+	declared
+	all map[string]*plan
 }
 
 type plannedColumn struct {
@@ -82,15 +82,12 @@ func (l *Local) Schema(ctx context.Context) (*Schema, error) {
 	if err != nil {
 		return nil, err
 	}
-	declared, err := declareConflict(ctx, l.db.DB)
+	says, err := declarations(ctx, l.db.DB)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read the schema: %w", explain(err))
 	}
 	for _, p := range plans {
-		p.reacts, p.all = live, plans
-		if declared[fold(p.t.Name)] {
-			p.or = " OR ABORT"
-		}
+		p.reacts, p.all, p.declared = live, plans, says[fold(p.t.Name)]
 	}
 	options, err := loadOptions(ctx, l.db.DB)
 	if err != nil {

@@ -128,6 +128,9 @@ func (a *applier) refersToSomething(r *ref, id string, cols []int, vals []any) (
 func (a *applier) parentKey(r *ref, id string) ([]any, error) {
 	cacheKey := r.keySQL + "\x00" + id
 	if k, ok := a.keys[cacheKey]; ok {
+		if slices.Contains(k, nil) {
+			return nil, nil // nobody can refer to a key that is NULL
+		}
 		return k, nil
 	}
 	key := make([]any, len(r.fk.ParentColumns))
@@ -153,6 +156,9 @@ func (a *applier) parentKey(r *ref, id string) ([]any, error) {
 		clear(a.keys)
 	}
 	a.keys[cacheKey] = key
+	if slices.Contains(key, nil) {
+		return nil, nil
+	}
 	return key, nil
 }
 
@@ -191,7 +197,7 @@ func (a *applier) insertion(verb string, d *messages.Document, cols []int, vals 
 	for i, c := range cols {
 		if a.p.cols[c].surrogate {
 			n, ok := vals[i].(int64)
-			if !ok || a.taken[n] {
+			if !ok || a.taken[n] || a.p.auto && n > maxSurrogate {
 				renumbered = ok
 				continue // the number is taken here: SQLite gives another
 			}

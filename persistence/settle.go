@@ -370,8 +370,10 @@ func (s *settler) reserve(k docKey, docs map[docKey]messages.Document) error {
 	if p.surrogate != "" {
 		n, ok := d.Fields[p.surrogate].(int64)
 		c := quote(p.surrogate)
-		var used int
-		if ok {
+		used := 0
+		if ok && p.auto && n > maxSurrogate {
+			used = 1
+		} else if ok {
 			if err := s.tx.row(`SELECT count(*) FROM `+p.name+` WHERE `+c+` = ?`, n).Scan(&used); err != nil {
 				return err
 			}
@@ -382,11 +384,11 @@ func (s *settler) reserve(k docKey, docs map[docKey]messages.Document) error {
 			}
 		}
 		if !ok || used > 0 {
-			if err := s.tx.row(`SELECT coalesce(max(` + c + `), 0) + 1 FROM ` + p.name).Scan(&n); err != nil {
+			if err := s.tx.row(`SELECT coalesce(max(`+c+`), 0) + 1 FROM `+p.name+` WHERE `+c+` < ?`, int64(maxSurrogate)).Scan(&n); err != nil {
 				return err
 			}
 			for o, other := range docs {
-				if m, is := other.Fields[p.surrogate].(int64); is && o.table == k.table && m >= n {
+				if m, is := other.Fields[p.surrogate].(int64); is && o.table == k.table && m >= n && m < maxSurrogate {
 					n = m + 1
 				}
 			}
