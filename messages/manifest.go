@@ -104,7 +104,7 @@ const SnapshotPrefix = "snapshots/"
 
 func inFolder(key string) bool {
 	name, ok := strings.CutPrefix(key, SnapshotPrefix)
-	return ok && name != "" && !strings.ContainsAny(name, "/\\") && !strings.Contains(name, "..")
+	return ok && name != "" && name != "." && !strings.ContainsAny(name, "/\\\x00") && !strings.Contains(name, "..")
 }
 
 func (s Snapshot) validate() error {

@@ -23,6 +23,7 @@ func TestStampsSortByNumberAndComeBack(t *testing.T) {
 func FuzzParseStamp(f *testing.F) {
 	f.Add("d.0000000000000001")
 	f.Add("d.-000000000000001")
+	f.Add("d.+000000000000001")
 	f.Add("")
 	f.Fuzz(func(t *testing.T, s string) {
 		st, err := ParseStamp(s)
@@ -32,8 +33,8 @@ func FuzzParseStamp(f *testing.F) {
 			}
 			return
 		}
-		if st.Seq < 0 {
-			t.Errorf("%q has the number %d", s, st.Seq)
+		if st.Seq < 0 || st.Seq > MaxSeq || st.String() != s {
+			t.Errorf("%q is read as %+v, which is written %q", s, st, st)
 		}
 	})
 }

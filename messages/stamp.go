@@ -40,7 +40,7 @@ func ParseStamp(s string) (Stamp, error) {
 		return Stamp{}, fmt.Errorf("stamp %q is not an installation id and %d digits: %w", s, stampDigits, ErrRejected)
 	}
 	n, err := strconv.ParseInt(s[i+1:], 10, 64)
-	if err != nil || n < 0 {
+	if err != nil || n < 0 || s[i+1] == '+' {
 		return Stamp{}, fmt.Errorf("stamp %q has no sequence number: %w", s, ErrRejected)
 	}
 	return Stamp{Device: s[:i], Seq: n}, nil
