@@ -66,11 +66,13 @@ func (d *draw) id() string {
 }
 
 func (d *draw) text() string {
-	switch d.n(4) {
+	switch d.n(6) {
 	case 0:
 		return string(d.raw(d.n(12)))
 	case 1:
 		return d.id()
+	case 2:
+		return pick(d, []string{"abort", "ignore", "rollback", "fail"}) // see fuzz_triggers.sql
 	}
 	return pick(d, oddTexts)
 }

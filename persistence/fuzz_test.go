@@ -141,6 +141,8 @@ func (s *fuzzRun) document(p *plan) messages.Document {
 			doc.Fields[c.Name] = int64(d.n(6))
 		case c.Affinity == AffinityText:
 			doc.Fields[c.Name] = d.text()
+		case c.Affinity == AffinityBlob && d.n(2) == 0:
+			doc.Fields[c.Name] = d.text()
 		case c.Affinity == AffinityBlob:
 			doc.Fields[c.Name] = d.raw(3)
 		case c.Affinity == AffinityReal:
@@ -169,6 +171,10 @@ func (s *fuzzRun) page() {
 		s.t.Fatal(err)
 	}
 	p := plans[s.d.n(len(plans))]
+	if related := []string{"node", "person", "house", "tight", "leaf"}; s.d.n(2) == 0 {
+		name := pick(s.d, related)
+		p = plans[slices.IndexFunc(plans, func(p *plan) bool { return p.t.Name == name })]
+	}
 	var docs []messages.Document
 	for range 1 + s.d.n(6) {
 		doc := s.document(p)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -165,7 +166,7 @@ func (s *settings) parse(raw []byte, name string) error {
 	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
 		return nil
 	} else if err != nil {
-		return fmt.Errorf("it is not valid YAML: %w", err)
+		return notYAML(err)
 	}
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return errors.New("it holds more than one document: keep one")
@@ -189,6 +190,17 @@ func (s *settings) parse(raw []byte, name string) error {
 		}
 	}
 	return nil
+}
+
+var lineNumber = regexp.MustCompile(`line \d+`)
+
+// notYAML keeps of the parser's error only the line: it may repeat a value.
+func notYAML(err error) error {
+	where := ""
+	if line := lineNumber.FindString(err.Error()); line != "" {
+		where = ", see " + line
+	}
+	return errors.New("it is not valid YAML" + where + ": indent with blanks, and put values with special characters between quotes")
 }
 
 func (s *settings) set(key string, value *yaml.Node, name string) error {

@@ -87,7 +87,7 @@ func (u address) knows(s setting, names ...string) error {
 		switch {
 		case !slices.Contains(names, name) && secret.MatchString(name):
 			return s.wrong("it has a parameter that looks like a secret; take it out: credentials come from where gcloud and aws keep them", "")
-		case !slices.Contains(names, name) && parameterName.MatchString(name):
+		case !slices.Contains(names, name) && strings.Trim(values[0], "=") != "" && parameterName.MatchString(name): // without a value it may be a secret itself
 			return s.wrong(fmt.Sprintf("there is no parameter %q here; there is %s", name, strings.Join(names, " and ")), "")
 		case !slices.Contains(names, name):
 			return s.wrong("it has a parameter that is none of "+strings.Join(names, ", "), "")
