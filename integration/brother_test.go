@@ -1,45 +1,267 @@
 package integration
 
 import (
+	"errors"
+	"flag"
 	"fmt"
+	"path/filepath"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+
 	tidemark "github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/adapters/memory"
+	"github.com/tidemark-sync/tidemark/adapters/s3"
+	"github.com/tidemark-sync/tidemark/integration/servers"
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
-// day lets n devices write a row and sync every minute, and tells which of them
-// uploaded how many snapshots, and the GETs of all of them.
-func day(t *testing.T, f *fleet, devices []*device, minutes int) (made map[*device]int, gets int64) {
-	t.Helper()
-	made = map[*device]int{}
-	for range minutes {
-		for _, d := range devices {
-			d.exec(`INSERT INTO note (title) VALUES ('a line that somebody wrote')`)
-			r := d.sync()
-			gets += r.Store.Gets
-			if r.Snapshot != nil {
-				made[d]++
-			}
-			<-time.After(time.Minute / time.Duration(len(devices)))
-		}
-	}
-	return made, gets
+// onStore gives a device a handle of its own on a bucket.
+func (f *fleet) onStore(store tidemark.SnapshotStore) *fleet {
+	g := *f
+	g.store = func() tidemark.SnapshotStore { return store }
+	return &g
 }
 
-func TestFiveDevicesOverADayHaveOneBigBrother(t *testing.T) {
+// upload is what one device put into the store.
+type upload struct {
+	snapshots   int
+	puts, bytes int64
+	gets        int64
+}
+
+// work lets every device write rows and sync at intervals, for so many times.
+func work(devices []*device, times, rows int, every time.Duration) map[*device]upload {
+	used := map[*device]upload{}
+	for range times {
+		for _, d := range devices {
+			d.notes(rows)
+			r := d.sync()
+			u := used[d]
+			if r.Snapshot != nil {
+				u.snapshots++
+			}
+			u.puts, u.bytes, u.gets = u.puts+r.Store.Puts, u.bytes+r.Store.BytesUp, u.gets+r.Store.Gets
+			used[d] = u
+			<-time.After(every / time.Duration(len(devices)))
+		}
+	}
+	return used
+}
+
+func closeAll(devices []*device) {
+	for _, d := range devices {
+		_ = d.db.Close()
+	}
+}
+
+func sum(used map[*device]upload) (all upload, makers int) {
+	for _, u := range used {
+		all.snapshots += u.snapshots
+		all.puts, all.bytes, all.gets = all.puts+u.puts, all.bytes+u.bytes, all.gets+u.gets
+		if u.snapshots > 0 {
+			makers++
+		}
+	}
+	return all, makers
+}
+
+var brotherEvery = flag.Duration("every", time.Hour, "how often the devices of TestBigBrotherOverADay sync")
+
+// Five devices, each of which writes a row a minute, over a day; and the same with a
+// bucket for each of them, which is what it costs when everybody uploads.
+func TestBigBrotherOverADay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const day, each = 24 * time.Hour, 5
+		times, rows := int(day / *brotherEvery), int(*brotherEvery/time.Minute)
+		var cost [2]upload
+		for i, alone := range []bool{false, true} {
+			f := newFleet(t, oneTable)
+			var devices []*device
+			for n := range each {
+				g := f
+				if alone {
+					g = f.onStore(memory.NewStore())
+				}
+				devices = append(devices, g.device(fmt.Sprint("d", n)))
+			}
+			defer closeAll(devices)
+			devices[0].notes(1)
+			devices[0].sync() // it is the first one
+			used := work(devices, times, rows, *brotherEvery)
+			for _, d := range devices {
+				d.sync()
+			}
+			same(t, devices...)
+			var makers int
+			if cost[i], makers = sum(used); !alone && makers != 1 {
+				t.Errorf("%d devices made snapshots", makers)
+			}
+		}
+		together, apart, all := cost[0], cost[1], each*times*rows
+		t.Logf("%d devices, %d rows: one Big Brother %+v, everybody %+v", each, all, together, apart)
+		if n := together.snapshots; n < all/1000-2 || n > all/1000+1 {
+			t.Errorf("%d snapshots of %d rows, want about one for every thousand", n, all)
+		}
+		if apart.snapshots < 4*together.snapshots || apart.bytes < 4*together.bytes {
+			t.Errorf("turns save little: %+v, everybody by himself %+v", together, apart)
+		}
+	})
+}
+
+// Big Brother vanishes, another device takes over in its time, and the old one, back
+// from its holiday, leaves it so.
+func TestBigBrotherVanishesAndReturns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, oneTable)
 		var devices []*device
-		for i := range 5 {
-			d := f.device(fmt.Sprint("d", i), tidemark.WithBackup(1000, 24*time.Hour, 3))
-			devices = append(devices, d)
-			defer func() { _ = d.db.Close() }()
-			d.sync()
+		for i := range 3 {
+			devices = append(devices, f.device(fmt.Sprint("d", i), tidemark.WithBackup(100, 24*time.Hour, 3), tidemark.WithTakeover(3*time.Hour)))
 		}
-		start := time.Now()
-		made, gets := day(t, f, devices, 60)
-		t.Log(made, gets, time.Since(start))
+		defer closeAll(devices)
+		old := devices[0]
+		if used := work(devices, 8, 20, time.Hour); used[old].snapshots == 0 || len(used) != 3 {
+			t.Fatalf("before: %v", used)
+		}
+		before := brother(t, f)
+		if all, makers := sum(work(devices[1:], 10, 20, time.Hour)); makers != 1 || all.snapshots == 0 {
+			t.Fatalf("%d devices took over, with %+v", makers, all)
+		}
+		heir := brother(t, f)
+		if heir == before {
+			t.Fatal("the one that vanished is still Big Brother")
+		}
+		old.notes(500)
+		if r := old.sync(); r.Snapshot != nil {
+			t.Error("the old Big Brother came back and uploaded beside the new one")
+		}
+		work(devices, 10, 20, time.Hour)
+		if now := brother(t, f); now != heir {
+			t.Errorf("Big Brother was %s and is %s", heir, now)
+		}
+		f.restore("restored").sync()
 	})
+}
+
+// brother is who the newest snapshot says made it.
+func brother(t *testing.T, f *fleet) string {
+	t.Helper()
+	list, err := tidemark.Snapshots(t.Context(), f.store())
+	if err != nil || len(list) == 0 {
+		t.Fatalf("snapshots: %v, %v", list, err)
+	}
+	return list[0].DeviceID
+}
+
+// A restore reads its snapshot a day after another device has dropped it.
+func TestARestoreOutlivesItsSnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, oneTable)
+		a := f.device("a", tidemark.WithBackup(1, time.Hour, 0), tidemark.WithDailySnapshots(0))
+		defer func() { _ = a.db.Close() }()
+		a.notes(10)
+		a.sync()
+		store := f.store().(*memory.Store)
+		slept := false
+		store.Fault = func(c memory.StoreCall) memory.StoreFault {
+			if c.Op == memory.OpGet && c.Key != messages.ManifestKey && !slept {
+				slept = true
+				for range 23 {
+					<-time.After(time.Hour)
+					a.notes(1)
+					if a.sync().Snapshot == nil {
+						t.Error("no snapshot")
+					}
+				}
+			}
+			return memory.StoreFault{}
+		}
+		b := f.onStore(store).restore("b")
+		defer func() { _ = b.db.Close() }()
+		b.sync()
+		same(t, a, b)
+		<-time.After(25 * time.Hour)
+		for range 2 {
+			a.notes(1)
+			a.sync()
+		}
+		if n := len(store.Bucket().Keys()); n > 5 {
+			t.Errorf("%d objects stay for one snapshot: %v", n, store.Bucket().Keys())
+		}
+	})
+}
+
+// Sixteen devices back up at the same moment, again and again, on a real S3 server:
+// one wins each round, and nobody has an error.
+func TestSixteenDevicesRaceForTheManifest(t *testing.T) {
+	bucket := servers.S3(t)
+	f := newFleet(t, oneTable)
+	f.store = func() tidemark.SnapshotStore { return s3Store(t, bucket) }
+	writer := f.device("writer", tidemark.WithTakeover(1000*time.Hour))
+	var devices []*device
+	for i := range 16 {
+		devices = append(devices, f.device(fmt.Sprint("d", i), tidemark.WithBackup(1, time.Hour, 2), tidemark.WithTakeover(0)))
+	}
+	last := ""
+	for round := range 4 {
+		writer.notes(1)
+		writer.sync()
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		var won []string
+		for _, d := range devices {
+			wg.Go(func() {
+				r, err := d.p.Sync(t.Context())
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					t.Errorf("round %d, %s: %v", round, filepath.Base(d.path), err)
+				}
+				if r.Snapshot != nil {
+					won = append(won, *r.Snapshot)
+				}
+			})
+		}
+		wg.Wait()
+		list, err := tidemark.Snapshots(t.Context(), f.store())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if round > 0 && (len(won) != 1 || won[0] != list[0].Generation) || list[0].Generation == last {
+			t.Errorf("round %d: %v won, and the newest snapshot is %s after %s", round, won, list[0].Generation, last)
+		}
+		last = list[0].Generation
+	}
+	same(t, f.restore("restored"), devices[0])
+}
+
+func s3Store(t *testing.T, bucket servers.S3Server, opts ...func(*config.LoadOptions) error) *s3.Store {
+	t.Helper()
+	s, err := s3.Open(t.Context(), s3.Config{Bucket: bucket.Bucket, Prefix: "alice", Region: bucket.Region, Endpoint: bucket.Endpoint},
+		append(opts, config.WithCredentialsProvider(credentials.NewStaticCredentialsProvider(bucket.AccessKey, bucket.SecretKey, "")))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestAStoreWithoutConditionsIsRefused(t *testing.T) {
+	f := newFleet(t, oneTable)
+	store := memory.NewStore()
+	store.IgnoreConditions = true
+	f.store = func() tidemark.SnapshotStore { return store }
+	a := f.device("a")
+	a.notes(1)
+	r, err := a.p.Sync(t.Context())
+	if !errors.Is(err, tidemark.ErrNoConditions) || r.Total().Uploaded != 1 {
+		t.Errorf("a store without conditions: %+v, %v", r, err)
+	}
+	if r := f.on(a.path, a.db, tidemark.WithUnconditionalStore()).sync(); r.Snapshot == nil {
+		t.Errorf("accepted, and there is no snapshot: %+v", r)
+	}
+	f.restore("b").sync()
 }

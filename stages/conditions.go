@@ -12,7 +12,7 @@ import (
 // probeKey is a small object that stays: whoever finds it there needs a request less.
 const probeKey = "conditions-probe"
 
-// ErrNoConditions: the store takes a conditional write although its condition does
+// ErrNoConditions says that the store takes a conditional write although its condition does
 // not hold.
 var ErrNoConditions = fmt.Errorf("this store ignores the conditions of writes (If-None-Match, If-Match): two devices that back up at once would replace "+
 	"each other's manifest, and an older snapshot could end up as the newest; use a store that honours them, or accept this explicitly: %w", messages.ErrRejected)

@@ -21,13 +21,12 @@ func total(made map[string]int) (n int) {
 // Five devices write and sync every minute for a day. Alone, each would upload a
 // snapshot for every thousand rows; together one of them does.
 func TestOneOfFiveDevicesBacksUp(t *testing.T) {
-	alone := 0
 	w := newWorld(t)
 	apart := w.devices(5)
 	for _, d := range apart {
 		d.store = memory.NewStore() // nobody sees what the others upload
 	}
-	alone = total(w.minutes(aDay, apart...))
+	alone := total(w.minutes(aDay, apart...))
 
 	w = newWorld(t)
 	devices := w.devices(5)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -54,16 +55,16 @@ func (a *app) tellDevices(f tidemark.Fleet) {
 			upload = d.UploadedOn.Local().Format(time.DateTime)
 		}
 		a.out.printf(row, nameWidth, fit(name, nameWidth), upload, thousands(d.Seq), thousands(d.Behind))
-		text := fmt.Sprintf("%s, %s, heard of %s", fit(d.DeviceID, 40), fit(d.Platform, 40), ago(d.HeardOn))
+		text := []string{fmt.Sprintf("%s, %s, heard of %s", fit(d.DeviceID, 40), fit(d.Platform, 40), ago(d.HeardOn))}
 		for _, r := range []struct {
 			is   bool
 			text string
 		}{{d.This, "this device"}, {d.BigBrother, "Big Brother"}, {d.HoldsBackPurge, "holds back the removal of old tombstones"}} {
 			if r.is {
-				text += "; " + r.text
+				text = append(text, r.text)
 			}
 		}
-		a.wrap(4, "    ", text)
+		a.wrap(4, "    ", strings.Join(text, "; "))
 	}
 	a.out.printf("\n")
 	if f.BigBrother == nil {
