@@ -10,12 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/config"
-	"github.com/aws/aws-sdk-go-v2/credentials"
-
 	tidemark "github.com/tidemark-sync/tidemark"
 	"github.com/tidemark-sync/tidemark/adapters/memory"
-	"github.com/tidemark-sync/tidemark/adapters/s3"
 	"github.com/tidemark-sync/tidemark/integration/servers"
 	"github.com/tidemark-sync/tidemark/messages"
 )
@@ -200,7 +196,7 @@ func TestARestoreOutlivesItsSnapshot(t *testing.T) {
 func TestSixteenDevicesRaceForTheManifest(t *testing.T) {
 	bucket := servers.S3(t)
 	f := newFleet(t, oneTable)
-	f.store = func() tidemark.SnapshotStore { return s3Store(t, bucket) }
+	f.store = func() tidemark.SnapshotStore { return (&line{}).store(t, bucket) }
 	writer := f.device("writer", tidemark.WithTakeover(1000*time.Hour))
 	var devices []*device
 	for i := range 16 {
@@ -236,17 +232,9 @@ func TestSixteenDevicesRaceForTheManifest(t *testing.T) {
 		}
 		last = list[0].Generation
 	}
-	same(t, f.restore("restored"), devices[0])
-}
-
-func s3Store(t *testing.T, bucket servers.S3Server, opts ...func(*config.LoadOptions) error) *s3.Store {
-	t.Helper()
-	s, err := s3.Open(t.Context(), s3.Config{Bucket: bucket.Bucket, Prefix: "alice", Region: bucket.Region, Endpoint: bucket.Endpoint},
-		append(opts, config.WithCredentialsProvider(credentials.NewStaticCredentialsProvider(bucket.AccessKey, bucket.SecretKey, "")))...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
+	restored := f.restore("restored")
+	restored.sync()
+	same(t, restored, devices[0])
 }
 
 func TestAStoreWithoutConditionsIsRefused(t *testing.T) {

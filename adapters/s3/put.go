@@ -164,6 +164,7 @@ func (u *upload) put(ctx context.Context, in *s3.PutObjectInput, body []byte) (*
 // parts uploads first and the rest of body in parts, and leaves none behind when
 // that fails, also when body panics.
 func (u *upload) parts(ctx context.Context, first []byte, body io.Reader) (etag string, modifiedOn int64, err error) {
+	u.abortStale(ctx, staleUpload)
 	id, err := u.create(ctx)
 	if err != nil {
 		return "", 0, err
@@ -213,6 +214,7 @@ func (u *upload) create(ctx context.Context) (id *string, err error) {
 		Bucket: &u.s.bucket, Key: u.key, ChecksumAlgorithm: types.ChecksumAlgorithmCrc32,
 	}, counted(&u.requests))
 	if err != nil {
+		u.abortLost(ctx)
 		return nil, u.s.failed(ctx, u.op, err)
 	}
 	return out.UploadId, nil

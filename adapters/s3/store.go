@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -52,6 +53,7 @@ type Store struct {
 	prefix string // "" or ending in a slash
 	// timeout is the silence after which a call is given up.
 	timeout time.Duration
+	swept   atomic.Bool // stale uploads were looked for
 }
 
 // Open finds region and credentials in the environment, as every program of

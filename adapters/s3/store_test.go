@@ -147,6 +147,7 @@ func TestNoPartsAreLeftBehind(t *testing.T) {
 // Sizes around the buffers' edges come back whole and are billed as they should.
 func TestSizes(t *testing.T) {
 	s := bucket(t, "")
+	s.swept.Store(true) // the first upload in parts would be billed a listing more
 	for size, requests := range map[int]int64{
 		smallObject - 1: 1, smallObject: 1, smallObject + 1: 1, partSize - 1: 1,
 		partSize: 3, partSize + 1: 4, 2 * partSize: 4,
