@@ -92,10 +92,15 @@ var errReset = &net.OpError{Op: "write", Net: "tcp", Err: syscall.ECONNRESET}
 // faults are the ways in which one request fails.
 var faults = map[string]func(*http.Request) (*http.Response, error){
 	"503 Slow Down": func(r *http.Request) (*http.Response, error) {
-		return answer(r, "SlowDown", "Please reduce your request rate.")
-	},
-	"503 Service Unavailable": func(r *http.Request) (*http.Response, error) {
-		return answer(r, "ServiceUnavailable", "Please try again later.")
+		if r.Body != nil {
+			_, _ = io.Copy(io.Discard, r.Body)
+			_ = r.Body.Close()
+		}
+		return &http.Response{
+			Status: "503 Slow Down", StatusCode: http.StatusServiceUnavailable, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Request: r,
+			Header: http.Header{"Content-Type": {"application/xml"}},
+			Body:   io.NopCloser(strings.NewReader("<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>")),
+		}, nil
 	},
 	"cut before it is sent": func(r *http.Request) (*http.Response, error) {
 		if r.Body != nil {
@@ -127,18 +132,6 @@ func lost(r *http.Request) (*http.Response, error) {
 		_ = resp.Body.Close()
 	}
 	return nil, errReset
-}
-
-func answer(r *http.Request, code, text string) (*http.Response, error) {
-	if r.Body != nil {
-		_, _ = io.Copy(io.Discard, r.Body)
-		_ = r.Body.Close()
-	}
-	return &http.Response{
-		Status: "503 " + code, StatusCode: http.StatusServiceUnavailable, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Request: r,
-		Header: http.Header{"Content-Type": {"application/xml"}},
-		Body:   io.NopCloser(strings.NewReader(fmt.Sprintf("<Error><Code>%s</Code><Message>%s</Message></Error>", code, text))),
-	}, nil
 }
 
 // A backup of several parts, with every request of it failing in every way: the last
