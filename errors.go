@@ -32,6 +32,14 @@ var (
 	ErrNotDatabase = persistence.ErrNotDatabase
 	// ErrUnsynced: a restore would overwrite rows that no other device has.
 	ErrUnsynced = persistence.ErrUnsynced
+	// ErrInTheWay: other rows are in the way of a version that is to be restored.
+	ErrInTheWay = persistence.ErrInTheWay
+	// ErrParentMissing: a row that it refers to is not here.
+	ErrParentMissing = persistence.ErrParentMissing
+	// ErrDoesNotFit: the schema or a trigger of the application's refuses it.
+	ErrDoesNotFit = persistence.ErrDoesNotFit
+	// ErrWhichSide: both versions of a conflict went into the row.
+	ErrWhichSide = persistence.ErrWhichSide
 	// ErrDamaged: a snapshot is not what its maker uploaded.
 	ErrDamaged = persistence.ErrDamaged
 	// ErrMassDelete: a download would delete much of a table; see AllowDeletes.

@@ -127,7 +127,7 @@ func (p *Pipeline) sync(ctx context.Context, full bool) (Report, error) {
 		return Report{}, err
 	}
 	defer unlock()
-	if err := p.current(ctx); err != nil {
+	if err := current(ctx, p.db); err != nil {
 		return Report{}, err
 	}
 	if err := p.local.CheckResolvers(ctx); err != nil {
@@ -175,12 +175,12 @@ func (p *Pipeline) bind(ctx context.Context, cycle string, round int) error {
 }
 
 // current attaches again when the application changed its schema.
-func (p *Pipeline) current(ctx context.Context) error {
-	stale, err := persistence.Stale(ctx, p.db)
+func current(ctx context.Context, db *bun.DB) error {
+	stale, err := persistence.Stale(ctx, db)
 	if err != nil || !stale {
 		return err
 	}
-	_, err = persistence.Attach(ctx, p.db, persistence.AttachOptions{})
+	_, err = persistence.Attach(ctx, db, persistence.AttachOptions{})
 	return err
 }
 

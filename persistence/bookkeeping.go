@@ -212,11 +212,12 @@ var bookkeeping = []string{
 		id INTEGER PRIMARY KEY AUTOINCREMENT,
 		tableName TEXT NOT NULL,
 		documentId TEXT NOT NULL,
-		winner TEXT NOT NULL,                        -- local, server, merged
+		winner TEXT NOT NULL,                        -- local, server, merged, restored
 		reason TEXT NOT NULL,
 		localVersion BLOB,                           -- the row as it was here
 		serverVersion BLOB,                          -- the document
-		detectedOn INTEGER NOT NULL
+		detectedOn INTEGER NOT NULL,
+		restoredOn INTEGER                           -- ms, when the owner wanted it back
 	)`,
 	// A token is saved before each write of our record; the journal says what the
 	// commit held, for when its acknowledgement is lost.
@@ -243,11 +244,26 @@ var bookkeeping = []string{
 	`CREATE INDEX IF NOT EXISTS tidemark_ledger_cycle ON tidemark_ledger (cycle, round, stage, tableName)`,
 }
 
+// laterColumns are those that a table above did not have from the beginning.
+var laterColumns = []struct{ table, name, declaration string }{
+	{"tidemark_conflicts", "restoredOn", "INTEGER"},
+}
+
 // createBookkeeping creates our tables where they are missing and the one row of
 // tidemark_state. Idempotent.
 func createBookkeeping(ctx context.Context, q queryer) error {
 	for _, ddl := range bookkeeping {
 		if _, err := q.ExecContext(ctx, ddl); err != nil {
+			return fmt.Errorf("create the bookkeeping tables: %w", err)
+		}
+	}
+	for _, c := range laterColumns {
+		var there bool
+		err := q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM pragma_table_info(?) WHERE name = ?)`, c.table, c.name).Scan(&there)
+		if err == nil && !there {
+			_, err = q.ExecContext(ctx, "ALTER TABLE "+c.table+" ADD COLUMN "+c.name+" "+c.declaration)
+		}
+		if err != nil {
 			return fmt.Errorf("create the bookkeeping tables: %w", err)
 		}
 	}

@@ -185,8 +185,13 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 	if !renumbered {
 		return applied, nil
 	}
-	return applied, a.tx.exec(`INSERT INTO tidemark_renumbered (tableName, clientId, localKey) SELECT ?, clientId, `+quote(a.p.surrogate)+` FROM `+a.p.name+` WHERE clientId = ?
-		ON CONFLICT (tableName, clientId) DO UPDATE SET localKey = excluded.localKey`, a.p.t.Name, d.ID)
+	return applied, a.renumber(d.ID)
+}
+
+// renumber remembers the INTEGER PRIMARY KEY of a row whose document has another.
+func (a *applier) renumber(id string) error {
+	return a.tx.exec(`INSERT INTO tidemark_renumbered (tableName, clientId, localKey) SELECT ?, clientId, `+quote(a.p.surrogate)+` FROM `+a.p.name+` WHERE clientId = ?
+		ON CONFLICT (tableName, clientId) DO UPDATE SET localKey = excluded.localKey`, a.p.t.Name, id)
 }
 
 // insertion is the statement that inserts a document's row.
