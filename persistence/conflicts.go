@@ -24,14 +24,9 @@ const (
 	ServerSide Side = "server"
 )
 
-// The winners of a conflict, beside "local" and "server".
-const (
-	// winnerMerged: two rows, or two versions, became one.
-	winnerMerged = "merged"
-	// winnerRestored: what lost came back on the owner's wish; what was there before
-	// is the local side.
-	winnerRestored = "restored"
-)
+// winnerRestored: what had lost came back on the owner's wish; what was there before
+// is the local side.
+const winnerRestored = "restored"
 
 // Conflict is two versions of one row that could not both stay, and what was decided.
 // It is kept until it is discarded.
@@ -227,14 +222,15 @@ func (l *Local) Conflicts(ctx context.Context, f ConflictFilter) iter.Seq2[Confl
 func (l *Local) Conflict(ctx context.Context, id int64) (Conflict, error) {
 	c, ok, err := l.conflictByID(ctx, id)
 	if err == nil && !ok {
-		err = errNoConflict(id)
+		err = errNoConflict
 	}
-	return c, err
+	if err != nil {
+		return c, fmt.Errorf("conflict %d: %w", id, err)
+	}
+	return c, nil
 }
 
-func errNoConflict(id int64) error {
-	return fmt.Errorf("there is no conflict %d: list them to see which there are: %w", id, messages.ErrNotFound)
-}
+var errNoConflict = fmt.Errorf("%w: list the conflicts to see which there are (pipeline conflicts)", messages.ErrNotFound)
 
 func (l *Local) conflictByID(ctx context.Context, id int64) (Conflict, bool, error) {
 	k, ok, err := readConflict(ctx, l.db.DB, id)
@@ -287,7 +283,7 @@ func readConflict(ctx context.Context, q queryer, id int64) (k keptConflict, ok 
 		}
 		d, err := unmarshalDocument(k.table, side.raw)
 		if err != nil {
-			return k, true, fmt.Errorf("conflict %d cannot be read; discard it: %w", id, err)
+			return k, true, fmt.Errorf("%w; discard conflict %d", err, id)
 		}
 		d.ID = k.doc
 		*side.to = &d

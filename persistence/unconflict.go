@@ -50,7 +50,7 @@ func (l *Local) RestoreConflict(ctx context.Context, id int64, side Side) (Resto
 	err = l.write(ctx, func(tx *tx) error {
 		k, ok, err := readConflict(ctx, tx.conn, id)
 		if err == nil && !ok {
-			err = errNoConflict(id)
+			err = errNoConflict
 		}
 		if err != nil {
 			return err

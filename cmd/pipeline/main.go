@@ -157,15 +157,7 @@ func (a *app) root() *cobra.Command {
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-				return misuse("there is no such command; did you mean `pipeline %s`?", near[0])
-			}
-			return misuse("there is no such command")
-		},
+		Args:          noSuchCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cmd.SetOut(a.err)
 			return errors.Join(errNoCommand, cmd.Help())
@@ -186,7 +178,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.given.config, "config", "", "`FILE` with the settings, instead of tidemark.yaml")
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "log every step to standard error")
 	cobra.EnableCommandSorting = false // they stand in the order of their use
-	root.AddCommand(a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.snapshots(), a.status(), a.devices(), a.topology(), &cobra.Command{
+	root.AddCommand(a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.snapshots(), a.status(), a.devices(), a.conflicts(), a.topology(), &cobra.Command{
 		Use: "version", Short: "say which version this is", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error {
 			a.out.printf("pipeline %s\n", version())
@@ -194,14 +186,16 @@ func (a *app) root() *cobra.Command {
 		},
 	})
 	for _, c := range root.Commands() {
-		c.DisableFlagsInUseLine = true
+		for _, c := range append(c.Commands(), c) {
+			c.DisableFlagsInUseLine, c.SuggestionsMinimumDistance = true, root.SuggestionsMinimumDistance
+		}
 	}
 	return root
 }
 
 // usageTemplate is cobra's with the sections that we have, in 80 columns.
 const usageTemplate = `Usage:
-  {{if .HasAvailableSubCommands}}{{.CommandPath}} COMMAND [flags]{{else}}{{.UseLine}}{{end}}
+  {{if and .HasAvailableSubCommands (not .HasParent)}}{{.CommandPath}} COMMAND [flags]{{else}}{{.UseLine}}{{end}}
 {{- if .HasAvailableSubCommands}}
 
 Commands:{{range .Commands}}{{if .IsAvailableCommand}}
@@ -232,6 +226,17 @@ func flagError(err error) error {
 		return misuse("the value of --%s is not one: it takes a %s", invalid.GetFlag().Name, invalid.GetFlag().Value.Type())
 	}
 	return misuse("the flags cannot be read: check their spelling")
+}
+
+// noSuchCommand refuses what stands in the place of a command.
+func noSuchCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		return misuse("there is no such command; did you mean `%s %s`?", cmd.CommandPath(), near[0])
+	}
+	return misuse("there is no such command")
 }
 
 func noArguments(cmd *cobra.Command, args []string) error {

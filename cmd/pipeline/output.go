@@ -45,6 +45,17 @@ func (o *output) json(v any) error {
 	return nil
 }
 
+// line prints one object on a line of its own: what is long is read while it is
+// written.
+func (o *output) line(v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return errors.Join(err, o.failed())
+	}
+	o.printf("%s\n", raw)
+	return o.failed()
+}
+
 // plain makes a text harmless for a terminal: what an application calls its tables,
 // or a server answers, may hold control characters.
 func plain(s string) string {

@@ -263,7 +263,7 @@ func (a *app) tellStanding(ctx context.Context, db *database, st tidemark.Status
 		a.wrap(4, "  - ", count(st.Waiting, "document waits", "documents wait")+" for a parent that is not here: it is applied when the parent comes")
 	}
 	if st.Conflicts > 0 {
-		a.wrap(4, "  - ", count(st.Conflicts, "conflict was", "conflicts were")+" decided so far; what lost is kept in the table tidemark_conflicts")
+		a.wrap(4, "  - ", count(st.Conflicts, "conflict was", "conflicts were")+" decided so far; see `pipeline conflicts`")
 	}
 	if st.Dead == 0 {
 		return nil
