@@ -13,10 +13,10 @@ import (
 // It is kept until it is discarded.
 type Conflict = persistence.Conflict
 
-// ConflictVersion is one of the two.
-type ConflictVersion = persistence.ConflictVersion
+// RowVersion is a row, or its document, as it was at one time.
+type RowVersion = persistence.RowVersion
 
-// Parent is a row that a ConflictVersion refers to.
+// Parent is a row that a RowVersion refers to.
 type Parent = persistence.Parent
 
 // Values are a row's values by column, in JSON without loss.

@@ -76,9 +76,28 @@ func (l *Local) Apply(ctx context.Context, table string, docs []messages.Documen
 	if err != nil {
 		return messages.Counts{}, err
 	}
+	var counts messages.Counts
+	err = l.applying(ctx, p, plans, &counts, func(a *applier) ([]messages.Document, string, error) {
+		culprit, err := a.page(docs)
+		if err == nil && after != nil {
+			err = a.tx.moveTo(table, *after)
+		}
+		return docs, culprit, err
+	})
+	if err != nil {
+		return messages.Counts{}, fmt.Errorf("apply documents of table %q: %w", table, err)
+	}
+	return counts, nil
+}
+
+// applying runs work, which applies documents of one table, in one transaction, and
+// puts back what the application's triggers changed meanwhile. When a document's
+// statement undid the whole transaction (work says which), it is done again without
+// that document. work returns the documents it applied.
+func (l *Local) applying(ctx context.Context, p *plan, plans []*plan, counts *messages.Counts, work func(a *applier) (docs []messages.Document, culprit string, err error)) error {
 	skip := map[string]string{}
 	for {
-		counts := messages.Counts{}
+		*counts = messages.Counts{}
 		culprit := ""
 		err := l.writePage(ctx, func(tx *tx) error {
 			if p.reacts {
@@ -86,12 +105,13 @@ func (l *Local) Apply(ctx context.Context, table string, docs []messages.Documen
 					return err
 				}
 			}
-			a, err := newApplier(tx, p, &counts)
+			a, err := newApplier(tx, p, counts)
 			if err != nil {
 				return err
 			}
 			a.skip = skip
-			if culprit, err = a.page(docs); err != nil {
+			docs, at, err := work(a)
+			if culprit = at; err != nil {
 				return err
 			}
 			if p.reacts {
@@ -102,27 +122,19 @@ func (l *Local) Apply(ctx context.Context, table string, docs []messages.Documen
 					return err
 				}
 			}
-			if n := counts.Tables[table].Applied; n > 0 {
+			if n := counts.Tables[p.t.Name].Applied; n > 0 {
 				if err := tx.exec(`UPDATE tidemark_state SET changedRows = changedRows + ?`, n); err != nil {
 					return err
 				}
-				if err := tx.addBytes(sizeOf(docs, n)); err != nil {
-					return err
-				}
+				return tx.addBytes(sizeOf(docs, n))
 			}
-			if after == nil {
-				return nil
-			}
-			return tx.moveTo(table, *after)
+			return nil
 		})
 		if errors.Is(err, errUndone) && culprit != "" && skip[culprit] == "" {
 			skip[culprit] = err.Error() // leave it out and do the page again
 			continue
 		}
-		if err != nil {
-			return messages.Counts{}, fmt.Errorf("apply documents of table %q: %w", table, err)
-		}
-		return counts, nil
+		return err
 	}
 }
 
@@ -142,7 +154,7 @@ func newApplier(t *tx, p *plan, counts *messages.Counts) (*applier, error) {
 	a.tombs = exists(`SELECT EXISTS (SELECT 1 FROM tidemark_tombstones WHERE tableName = ?)`)
 	a.inbox = exists(`SELECT EXISTS (SELECT 1 FROM tidemark_inbox WHERE tableName = ?)`)
 	a.absent = exists(`SELECT EXISTS (SELECT 1 FROM tidemark_absent WHERE tableName = ?)`)
-	a.letters = exists(`SELECT EXISTS (SELECT 1 FROM tidemark_dead_letters WHERE handler = 'download' AND tableName = ? AND state = 'dead')`)
+	a.letters = exists(`SELECT EXISTS (SELECT 1 FROM tidemark_dead_letters WHERE handler = 'download' AND tableName = ?)`)
 	if err != nil {
 		return nil, err
 	}
@@ -373,9 +385,11 @@ func (a *applier) file(d *messages.Document, out outcome) error {
 			return err
 		}
 		a.inbox = true
-		return a.tx.exec(`INSERT INTO tidemark_inbox (tableName, documentId, kind, updateTime, reason, document) VALUES (?, ?, ?, ?, ?, ?)
+		if err := a.tx.exec(`INSERT INTO tidemark_inbox (tableName, documentId, kind, updateTime, reason, document) VALUES (?, ?, ?, ?, ?, ?)
 			ON CONFLICT (tableName, documentId) DO UPDATE SET kind = excluded.kind, updateTime = excluded.updateTime, reason = excluded.reason,
-			document = excluded.document WHERE excluded.updateTime >= tidemark_inbox.updateTime`, name, d.ID, kind, d.UpdateTime, a.reason, raw)
+			document = excluded.document WHERE excluded.updateTime >= tidemark_inbox.updateTime`, name, d.ID, kind, d.UpdateTime, a.reason, raw); err != nil {
+			return err
+		}
 	case dead:
 		a.counts.Table(name, messages.TableCounts{Dead: 1})
 		if err := a.tx.exec(`DELETE FROM tidemark_inbox WHERE tableName = ? AND documentId = ?`, name, d.ID); err != nil {
@@ -389,13 +403,13 @@ func (a *applier) file(d *messages.Document, out outcome) error {
 		return a.tx.letter(messages.StageDownload, name, d.ID, messages.ErrRejected.Error(), a.reason, raw, d.UpdateTime)
 	case applied:
 		a.counts.Table(name, messages.TableCounts{Applied: 1})
-	}
-	if a.inbox {
-		if err := a.tx.exec(`DELETE FROM tidemark_inbox WHERE tableName = ? AND documentId = ? AND updateTime <= ?`, name, d.ID, d.UpdateTime); err != nil {
-			return err
+		if a.inbox {
+			if err := a.tx.exec(`DELETE FROM tidemark_inbox WHERE tableName = ? AND documentId = ? AND updateTime <= ?`, name, d.ID, d.UpdateTime); err != nil {
+				return err
+			}
 		}
 	}
-	if a.letters {
+	if a.letters { // an older version of it, or this one, did not fit
 		return a.tx.clearLetter(messages.StageDownload, name, d.ID)
 	}
 	return nil
@@ -493,15 +507,17 @@ func (a *applier) tombstone(d *messages.Document) error {
 		a.p.t.Name, d.ID, d.CreatedOn, d.UpdatedOn, d.UpdatedBy, d.ID, d.UpdateTime, d.Survivor)
 }
 
-// letter sets something aside with the reason; the same thing again updates it.
+// letter sets something aside with the reason; the same thing again updates it. What
+// the owner discarded stays so until something about it changes.
 func (t *tx) letter(handler, table, id, class, reason string, payload []byte, updatedOn int64) error {
 	now := time.Now().UnixMilli()
 	return t.exec(`INSERT INTO tidemark_dead_letters (handler, tableName, documentId, class, reason, payload, firstOn, lastOn, updatedOn)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (handler, tableName, documentId) WHERE documentId <> '' AND state = 'dead'
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (handler, tableName, documentId) WHERE documentId <> ''
 		DO UPDATE SET class = excluded.class, reason = excluded.reason, payload = excluded.payload, attempts = attempts + 1, lastOn = excluded.lastOn,
-		updatedOn = excluded.updatedOn`, handler, table, id, class, reason, payload, now, now, updatedOn)
+		state = CASE WHEN updatedOn = excluded.updatedOn AND reason = excluded.reason THEN state ELSE 'dead' END, updatedOn = excluded.updatedOn`,
+		handler, table, id, class, reason, payload, now, now, updatedOn)
 }
 
 func (t *tx) clearLetter(handler, table, id string) error {
-	return t.exec(`DELETE FROM tidemark_dead_letters WHERE handler = ? AND tableName = ? AND documentId = ? AND documentId <> '' AND state = 'dead'`, handler, table, id)
+	return t.exec(`DELETE FROM tidemark_dead_letters WHERE handler = ? AND tableName = ? AND documentId = ? AND documentId <> ''`, handler, table, id)
 }

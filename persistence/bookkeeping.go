@@ -204,10 +204,12 @@ var bookkeeping = []string{
 		lastOn INTEGER NOT NULL,
 		cycle TEXT NOT NULL DEFAULT '',
 		traceparent TEXT NOT NULL DEFAULT '',
-		state TEXT NOT NULL DEFAULT 'dead',          -- dead, replayed, discarded
-		updatedOn INTEGER NOT NULL DEFAULT 0         -- of the row that was refused; an edit tries again
+		state TEXT NOT NULL DEFAULT 'dead',          -- dead, discarded
+		updatedOn INTEGER NOT NULL DEFAULT 0         -- of the row that was refused; an edit tries again, and 0, which asks for it
 	)`,
-	`CREATE UNIQUE INDEX IF NOT EXISTS tidemark_dead_letters_row ON tidemark_dead_letters (handler, tableName, documentId) WHERE documentId <> '' AND state = 'dead'`,
+	// One letter a document and handler, whatever its state.
+	`DROP INDEX IF EXISTS tidemark_dead_letters_row`,
+	`CREATE UNIQUE INDEX IF NOT EXISTS tidemark_dead_letters_once ON tidemark_dead_letters (handler, tableName, documentId) WHERE documentId <> ''`,
 	`CREATE TABLE IF NOT EXISTS tidemark_conflicts (
 		id INTEGER PRIMARY KEY AUTOINCREMENT,
 		tableName TEXT NOT NULL,

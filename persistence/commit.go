@@ -118,7 +118,7 @@ func (l *Local) Acknowledge(ctx context.Context, token string, updateTime int64)
 			return fmt.Errorf("the bookkeeping is damaged: %w", err)
 		}
 		var letters int
-		if err := tx.row(`SELECT EXISTS (SELECT 1 FROM tidemark_dead_letters WHERE handler = 'upload' AND state = 'dead')`).Scan(&letters); err != nil {
+		if err := tx.row(`SELECT EXISTS (SELECT 1 FROM tidemark_dead_letters WHERE handler = 'upload')`).Scan(&letters); err != nil {
 			return err
 		}
 		uploaded := 0

@@ -46,15 +46,15 @@ type Conflict struct {
 	RestoredOn *time.Time `json:"restoredOn"`
 	// Local is the row as it was here, Server the document; nil when there was none,
 	// because the row was deleted here or had not been here.
-	Local  *ConflictVersion `json:"local"`
-	Server *ConflictVersion `json:"server"`
+	Local  *RowVersion `json:"local"`
+	Server *RowVersion `json:"server"`
 	// Differing are the columns in which the versions differ, in the table's order;
 	// all that are known when one of them is a delete.
 	Differing []string `json:"differing"`
 }
 
-// ConflictVersion is one side of a conflict.
-type ConflictVersion struct {
+// RowVersion is a row, or its document, as it was at one time.
+type RowVersion struct {
 	// UpdatedOn is when it was last edited, UpdatedBy the installation id of the device
 	// that did so.
 	UpdatedOn time.Time `json:"updatedOn"`
@@ -297,7 +297,7 @@ func (k *keptConflict) conflict(ctx context.Context, q queryer, p *plan) (Confli
 		ID: k.id, Table: k.table, DocumentID: k.doc, Winner: k.winner, Reason: k.reason, DetectedOn: fromMilli(k.detected),
 		Local: version(k.local, p), Server: version(k.server, p), Differing: differing(p, k.local, k.server),
 	}
-	for _, v := range []*ConflictVersion{c.Local, c.Server} {
+	for _, v := range []*RowVersion{c.Local, c.Server} {
 		if err := v.findParents(ctx, q, p); err != nil {
 			return c, err
 		}
@@ -322,11 +322,11 @@ func (k *keptConflict) conflict(ctx context.Context, q queryer, p *plan) (Confli
 
 func fromMilli(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
 
-func version(d *messages.Document, p *plan) *ConflictVersion {
+func version(d *messages.Document, p *plan) *RowVersion {
 	if d == nil {
 		return nil
 	}
-	v := &ConflictVersion{UpdatedOn: fromMilli(d.UpdatedOn), UpdatedBy: d.UpdatedBy, Deleted: d.Deleted, Values: Values{}}
+	v := &RowVersion{UpdatedOn: fromMilli(d.UpdatedOn), UpdatedBy: d.UpdatedBy, Deleted: d.Deleted, Values: Values{}}
 	for name, x := range d.Fields {
 		if p == nil || p.has(name) {
 			v.Values[name] = x
@@ -335,7 +335,7 @@ func version(d *messages.Document, p *plan) *ConflictVersion {
 	return v
 }
 
-func (v *ConflictVersion) findParents(ctx context.Context, q queryer, p *plan) error {
+func (v *RowVersion) findParents(ctx context.Context, q queryer, p *plan) error {
 	if v == nil {
 		return nil
 	}

@@ -125,7 +125,7 @@ func (l *Local) copyTo(ctx context.Context, path string) (snap messages.Snapshot
 		// A document that did not fit here may fit there, and was counted as seen.
 		`INSERT OR IGNORE INTO tidemark_snapshot.tidemark_inbox (tableName, documentId, kind, updateTime, reason, document)
 			SELECT tableName, documentId, 'waiting', updatedOn, reason, payload FROM tidemark_snapshot.tidemark_dead_letters
-			WHERE handler = 'download' AND state = 'dead' AND documentId <> ''`,
+			WHERE handler = 'download' AND documentId <> ''`,
 		`DELETE FROM tidemark_snapshot.tidemark_dead_letters`,
 		`DELETE FROM tidemark_snapshot.tidemark_ledger`,
 		`DELETE FROM tidemark_snapshot.tidemark_tokens`,

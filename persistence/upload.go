@@ -32,6 +32,11 @@ func (l *Local) Dirty(ctx context.Context, cur *messages.Cursor) ([]messages.Wri
 		if g.me, err = tx.installationID(); err != nil {
 			return err
 		}
+		if cur.Table == 0 && cur.After == "" && !cur.Tombstones { // the upload begins
+			if err := tx.clearSettled(plans); err != nil {
+				return err
+			}
+		}
 		err := g.rows()
 		if err == nil && next.Tombstones {
 			err = g.tombstones()
@@ -253,12 +258,12 @@ func (g *gatherer) hold(k messages.DocumentKey, c messages.TableCounts) {
 	g.cur.Counts.Table(k.Table, c)
 }
 
-// refusedBefore: the server has refused this row as it is; only an edit, or a
-// replay of its letter, tries again.
+// refusedBefore: the server has refused this row as it is, or the owner has given it
+// up; only an edit, or a replay of its letter, tries again.
 func (g *gatherer) refusedBefore(table, id string, updatedOn int64) (bool, error) {
 	var n int
 	err := g.tx.row(`SELECT count(*) FROM tidemark_dead_letters WHERE handler = 'upload' AND tableName = ? AND documentId = ? AND documentId <> ''
-		AND state = 'dead' AND updatedOn = ? AND class <> 'local'`, table, id, updatedOn).Scan(&n)
+		AND updatedOn = ? AND (class <> 'local' OR state = 'discarded')`, table, id, updatedOn).Scan(&n)
 	return n > 0, err
 }
 
@@ -287,8 +292,8 @@ func (g *gatherer) unfit(p *plan, r *localRow, d *messages.Document) string {
 
 func (t *tx) setAside(d *messages.Document, reason string, updatedOn int64) error {
 	var had string
-	ok, err := found(t.row(`SELECT reason FROM tidemark_dead_letters WHERE handler = 'upload' AND tableName = ? AND documentId = ? AND documentId <> '' AND state = 'dead'`,
-		d.Table, d.ID).Scan(&had))
+	ok, err := found(t.row(`SELECT reason FROM tidemark_dead_letters WHERE handler = 'upload' AND tableName = ? AND documentId = ? AND documentId <> '' AND updatedOn = ?`,
+		d.Table, d.ID, updatedOn).Scan(&had))
 	if err != nil || ok && had == reason {
 		return err
 	}

@@ -226,7 +226,7 @@ func (a *app) tellVersions(c tidemark.Conflict, me string) {
 	}
 	a.out.printf("\n")
 	line("", heads[0], heads[1])
-	edited := func(v *tidemark.ConflictVersion) string {
+	edited := func(v *tidemark.RowVersion) string {
 		switch {
 		case v == nil && c.Winner == "merged":
 			return "was not here"
@@ -237,7 +237,7 @@ func (a *app) tellVersions(c tidemark.Conflict, me string) {
 		}
 		return v.UpdatedOn.Local().Format(time.DateTime)
 	}
-	by := func(v *tidemark.ConflictVersion) string {
+	by := func(v *tidemark.RowVersion) string {
 		switch {
 		case v == nil:
 			return ""
@@ -255,7 +255,7 @@ func (a *app) tellVersions(c tidemark.Conflict, me string) {
 }
 
 // cell writes a version's value of a column for people.
-func cell(v *tidemark.ConflictVersion, column string) string {
+func cell(v *tidemark.RowVersion, column string) string {
 	if v == nil || v.Deleted {
 		return "-"
 	}
