@@ -117,16 +117,17 @@ func (db *database) attached(ctx context.Context) error {
 }
 
 // aside is why rows or documents of a table were set aside; dirty counts those that
-// would have to be uploaded.
+// would have to be uploaded. reason is empty for those that the owner has given up.
 type aside struct {
 	table, reason string
 	rows, dirty   int64
 }
 
-// setAside lists the reasons of the dead letters, the most frequent first.
+// setAside lists the reasons of the dead letters, the most frequent first, and then
+// those that were discarded.
 func (db *database) setAside(ctx context.Context) ([]aside, error) {
-	rows, err := db.DB.DB.QueryContext(ctx, `SELECT tableName, reason, count(*), sum(handler = 'upload') FROM tidemark_dead_letters
-		WHERE state = 'dead' GROUP BY tableName, reason ORDER BY count(*) DESC, tableName, reason`)
+	rows, err := db.DB.DB.QueryContext(ctx, `SELECT tableName, iif(state = 'dead', reason, '') AS why, count(*), sum(handler = 'upload') FROM tidemark_dead_letters
+		GROUP BY tableName, why ORDER BY why = '', count(*) DESC, tableName, why`)
 	if err != nil {
 		return nil, db.failed(explain(err))
 	}

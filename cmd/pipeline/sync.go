@@ -252,12 +252,18 @@ func (a *app) tellStanding(ctx context.Context, db *database, st tidemark.Status
 	if err != nil {
 		return err
 	}
-	left := st.Dirty
+	left, givenUp := st.Dirty, int64(0)
 	for _, x := range reasons {
 		left -= x.dirty
+		if x.reason == "" {
+			givenUp += x.dirty
+		}
 	}
 	if left > 0 {
 		a.wrap(4, "  - ", count(left, "change is", "changes are")+" still to be uploaded: the next sync does it")
+	}
+	if givenUp > 0 {
+		a.wrap(4, "  - ", count(givenUp, "row stays", "rows stay")+" on this device only, as you chose (`pipeline failed list --discarded`)")
 	}
 	if st.Waiting > 0 {
 		a.wrap(4, "  - ", count(st.Waiting, "document waits", "documents wait")+" for a parent that is not here: it is applied when the parent comes")
@@ -268,8 +274,11 @@ func (a *app) tellStanding(ctx context.Context, db *database, st tidemark.Status
 	if st.Dead == 0 {
 		return nil
 	}
-	a.wrap(4, "  - ", count(st.Dead, "row was", "rows were")+" set aside (table tidemark_dead_letters); change the row and it is tried again:")
+	a.wrap(4, "  - ", count(st.Dead, "row was", "rows were")+" set aside (`pipeline failed`); change the row and it is tried again:")
 	for i, x := range reasons {
+		if x.reason == "" {
+			break // they come last
+		}
 		if i == 5 {
 			a.out.printf("    and for other reasons\n")
 			break
