@@ -29,9 +29,37 @@ type wiring struct {
 	set    settings
 	graph  Graph
 	router *message.Router
-	bus    *gochannel.GoChannel
+	bus    Bus
 	failed func(error)         // resolves the cycle
 	record func(messages.Step) // a failed attempt, for the ledger
+}
+
+// Bus carries messages between stages. It owes them no order and may deliver one
+// several times; it must not lose any before it is closed. A message's context ends
+// with that of its subscription, and the next message of a subscription need not
+// wait for the last one.
+type Bus interface {
+	message.Publisher
+	message.Subscriber
+}
+
+type stageKey struct{}
+
+// StageOf names the stage that subscribes with ctx: what a Bus calls its consumer
+// group.
+func StageOf(ctx context.Context) string {
+	name, _ := ctx.Value(stageKey{}).(string)
+	return name
+}
+
+// subscriber tells the bus which stage subscribes.
+type subscriber struct {
+	message.Subscriber
+	stage string
+}
+
+func (s subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	return s.Subscriber.Subscribe(context.WithValue(ctx, stageKey{}, s.stage), topic)
 }
 
 // newWiring makes the bus of one cycle. Messages live as long as their cycle;
@@ -42,12 +70,15 @@ func newWiring(set settings) (*wiring, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the message router: %w", err)
 	}
-	return &wiring{
-		set: set, router: router,
+	w := &wiring{set: set, router: router}
+	if set.bus != nil {
+		w.bus = set.bus()
+	} else {
 		// The default, non-blocking mode: blocking would deadlock on the loop from
 		// table to table. Order comes from causality and joins on sets.
-		bus: gochannel.NewGoChannel(gochannel.Config{OutputChannelBuffer: 16}, logger),
-	}, nil
+		w.bus = gochannel.NewGoChannel(gochannel.Config{OutputChannelBuffer: 16}, logger)
+	}
+	return w, nil
 }
 
 // connect wires one stage: it alone knows both the bus and the vocabulary. At most
@@ -58,7 +89,7 @@ func connect[In, Out any](w *wiring, in topic[In], name string, parallel int, ha
 		return
 	}
 	slots := make(chan struct{}, parallel)
-	w.router.AddHandler(name, in.name, w.bus, out.name, w.bus, func(msg *message.Message) ([]*message.Message, error) {
+	w.router.AddHandler(name, in.name, subscriber{w.bus, name}, out.name, w.bus, func(msg *message.Message) ([]*message.Message, error) {
 		ctx := msg.Context()
 		select {
 		case slots <- struct{}{}:
@@ -99,7 +130,7 @@ func finish[In any](w *wiring, in topic[In], done func(In)) {
 	if w.router == nil {
 		return
 	}
-	w.router.AddConsumerHandler("finish", in.name, w.bus, func(msg *message.Message) error {
+	w.router.AddConsumerHandler("finish", in.name, subscriber{w.bus, "finish"}, func(msg *message.Message) error {
 		m, err := messages.Decode[In](in.name, msg.Payload)
 		if err != nil {
 			w.failed(err)

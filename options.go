@@ -27,6 +27,7 @@ type settings struct {
 	grace    time.Duration
 
 	resolvers map[string]persistence.Resolver
+	bus       func() Bus // nil: a GoChannel
 }
 
 func defaults() settings {
@@ -224,6 +225,19 @@ func WithDeleteGuard(share float64, rows int64) Option {
 			return fmt.Errorf("%w: WithDeleteGuard takes a share from 0 to 1 and no negative number of rows", ErrInvalidOption)
 		}
 		s.guard = persistence.DeleteGuard{Share: share, Rows: rows}
+		return nil
+	}
+}
+
+// WithBus carries the messages of a cycle on a bus of the application's instead of
+// an in-process one: make is called for each round of a cycle, which closes the bus
+// when it ends. What a bus promises is of no account: SQLite remembers the work.
+func WithBus(make func() Bus) Option {
+	return func(s *settings) error {
+		if make == nil {
+			return fmt.Errorf("%w: WithBus needs a function that makes a bus", ErrInvalidOption)
+		}
+		s.bus = make
 		return nil
 	}
 }

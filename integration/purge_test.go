@@ -303,3 +303,5 @@ func TestARevivalThatIsNotNeededAnyMore(t *testing.T) {
 		t.Errorf("%s revivals are remembered although everything is up", got)
 	}
 }
+
+var errNetwork = fmt.Errorf("the network failed: %w", tidemark.ErrUnavailable)

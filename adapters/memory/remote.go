@@ -165,12 +165,12 @@ func (r *Remote) Read(ctx context.Context, q messages.Query, yield func(messages
 	}
 	s := r.server
 	reads, err := s.read(ctx, q, &f, yield)
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if reads == 0 && (err == nil || errors.Is(err, f.Break)) {
 		reads = 1
 	}
+	s.mu.Lock()
 	s.charge(r, Bill{Reads: reads})
+	s.mu.Unlock()
 	if err != nil {
 		return reads, err
 	}
