@@ -32,7 +32,8 @@ type applier struct {
 	me      string
 	counts  *messages.Counts
 	gained  map[string]bool    // columns that a whole read is for
-	skip    map[string]string  // documents whose statement undid a whole transaction
+	skip    map[string]string  // documents whose statements undid a whole transaction
+	at      *docKey            // the document under way
 	rows    map[string]*rowRef // what is here, by document id
 	taken   map[int64]bool     // surrogates in use, of those that the page wants
 	keys    map[string][]any   // parents' keys, by table and document id
@@ -61,8 +62,12 @@ type rowRef struct {
 // maxTime in ms is some 200,000 years ahead; beyond it one more millisecond may not fit.
 const maxTime = 1 << 53
 
-// errUndone: a trigger of the application rolled the whole transaction back.
-var errUndone = errors.New("the statement rolled the transaction back")
+var (
+	// errUndone: a trigger of the application rolled the whole transaction back.
+	errUndone = errors.New("the statement rolled the transaction back")
+	// errKept: a trigger of the application did not let a row be deleted.
+	errKept = errors.New("a trigger of the application keeps the row: RAISE(IGNORE)")
+)
 
 // Apply applies documents of one table in their order, and moves the source's
 // position to after, all in one transaction. A document that cannot be applied
@@ -77,12 +82,12 @@ func (l *Local) Apply(ctx context.Context, table string, docs []messages.Documen
 		return messages.Counts{}, err
 	}
 	var counts messages.Counts
-	err = l.applying(ctx, p, plans, &counts, func(a *applier) ([]messages.Document, string, error) {
-		culprit, err := a.page(docs)
+	err = l.applying(ctx, p, plans, &counts, func(a *applier) ([]messages.Document, error) {
+		err := a.page(docs)
 		if err == nil && after != nil {
 			err = a.tx.moveTo(table, *after)
 		}
-		return docs, culprit, err
+		return docs, err
 	})
 	if err != nil {
 		return messages.Counts{}, fmt.Errorf("apply documents of table %q: %w", table, err)
@@ -92,13 +97,13 @@ func (l *Local) Apply(ctx context.Context, table string, docs []messages.Documen
 
 // applying runs work, which applies documents of one table, in one transaction, and
 // puts back what the application's triggers changed meanwhile. When a document's
-// statement undid the whole transaction (work says which), it is done again without
-// that document. work returns the documents it applied.
-func (l *Local) applying(ctx context.Context, p *plan, plans []*plan, counts *messages.Counts, work func(a *applier) (docs []messages.Document, culprit string, err error)) error {
+// statement undid the whole transaction, it is done again without that document. work
+// returns the documents it applied.
+func (l *Local) applying(ctx context.Context, p *plan, plans []*plan, counts *messages.Counts, work func(a *applier) (docs []messages.Document, err error)) error {
 	skip := map[string]string{}
 	for {
 		*counts = messages.Counts{}
-		culprit := ""
+		at := docKey{}
 		err := l.writePage(ctx, func(tx *tx) error {
 			if p.reacts {
 				if err := tx.sweepAll(plans); err != nil {
@@ -109,11 +114,12 @@ func (l *Local) applying(ctx context.Context, p *plan, plans []*plan, counts *me
 			if err != nil {
 				return err
 			}
-			a.skip = skip
-			docs, at, err := work(a)
-			if culprit = at; err != nil {
+			a.skip, a.at = skip, &at
+			docs, err := work(a)
+			if err != nil {
 				return err
 			}
+			at = docKey{}
 			if p.reacts {
 				if err := tx.takeOut(plans); err != nil {
 					return err
@@ -130,8 +136,8 @@ func (l *Local) applying(ctx context.Context, p *plan, plans []*plan, counts *me
 			}
 			return nil
 		})
-		if errors.Is(err, errUndone) && culprit != "" && skip[culprit] == "" {
-			skip[culprit] = err.Error() // leave it out and do the page again
+		if culpable(err) && at.id != "" && skip[at.id] == "" {
+			skip[at.id] = err.Error() // leave it out and do the page again
 			continue
 		}
 		return err
@@ -139,7 +145,7 @@ func (l *Local) applying(ctx context.Context, p *plan, plans []*plan, counts *me
 }
 
 func newApplier(t *tx, p *plan, counts *messages.Counts) (*applier, error) {
-	a := &applier{tx: t, p: p, plans: p.all, counts: counts, keys: map[string][]any{}, rows: map[string]*rowRef{}, taken: map[int64]bool{}}
+	a := &applier{tx: t, p: p, plans: p.all, counts: counts, at: &docKey{}, keys: map[string][]any{}, rows: map[string]*rowRef{}, taken: map[int64]bool{}}
 	var err error
 	if a.me, err = t.installationID(); err != nil {
 		return nil, err
@@ -180,13 +186,13 @@ func newApplier(t *tx, p *plan, counts *messages.Counts) (*applier, error) {
 }
 
 // page applies the documents; those whose parent is further down the page are
-// tried again at its end. It returns the id of the document it was at.
-func (a *applier) page(docs []messages.Document) (string, error) {
+// tried again at its end.
+func (a *applier) page(docs []messages.Document) error {
 	if err := a.look(docs); err != nil {
-		return "", err
+		return err
 	}
 	if err := a.lookParents(docs); err != nil {
-		return "", err
+		return err
 	}
 	// Documents whose parent is further down the page, by the parent they miss.
 	later := map[string][]*messages.Document{}
@@ -195,21 +201,21 @@ func (a *applier) page(docs []messages.Document) (string, error) {
 		a.counts.Table(a.p.t.Name, messages.TableCounts{Downloaded: 1})
 		if a.absent {
 			if err := a.tx.exec(`DELETE FROM tidemark_absent WHERE tableName = ? AND clientId = ?`, a.p.t.Name, docs[i].ID); err != nil {
-				return docs[i].ID, err
+				return err
 			}
 		}
 		for next := []*messages.Document{&docs[i]}; len(next) > 0; next = next[1:] {
 			d := next[0]
 			out, err := a.one(d)
 			if err != nil {
-				return d.ID, err
+				return err
 			}
 			if out == waiting && self {
 				later[a.missing] = append(later[a.missing], d)
 				continue
 			}
 			if err := a.file(d, out); err != nil {
-				return d.ID, err
+				return err
 			}
 			if list := later[d.ID]; len(list) > 0 && a.rows[d.ID] != nil {
 				next = append(next, list...)
@@ -224,11 +230,11 @@ func (a *applier) page(docs []messages.Document) (string, error) {
 				err = a.file(d, out)
 			}
 			if err != nil {
-				return d.ID, err
+				return err
 			}
 		}
 	}
-	return "", nil
+	return nil
 }
 
 func (a *applier) selfReferring() bool {
@@ -318,6 +324,7 @@ func (a *applier) lookParents(docs []messages.Document) error {
 
 // one applies one document if it can be.
 func (a *applier) one(d *messages.Document) (outcome, error) {
+	*a.at = docKey{a.p.t.Name, d.ID}
 	if why, skip := a.skip[d.ID]; skip {
 		a.reason = why
 		return dead, nil

@@ -37,7 +37,8 @@ func (s *settler) collisions() error {
 			return err
 		}
 		for _, m := range set {
-			if err := s.tx.exec(`DELETE FROM `+m.a.p.name+` WHERE clientId = ?`, m.doc.ID); err != nil {
+			s.at = docKey{m.a.p.t.Name, m.doc.ID}
+			if err := s.tx.remove(m.a.p, m.doc.ID); err != nil {
 				return err
 			}
 			delete(m.a.rows, m.doc.ID)
@@ -60,6 +61,7 @@ func (s *settler) collisions() error {
 				return err
 			}
 			for i := range set {
+				s.at = docKey{set[i].a.p.t.Name, set[i].doc.ID}
 				if err := s.repoint(set[i].a, set[i].doc.ID, set[i].children); err != nil {
 					return err
 				}

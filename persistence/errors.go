@@ -81,6 +81,18 @@ func rowsFault(err error) bool {
 	return true
 }
 
+// refusedError is a statement's failure that is the fault of the row.
+type refusedError struct{ error }
+
+func (e refusedError) Unwrap() error { return e.error }
+
+// culpable reports whether an operation failed because of the one document that it
+// was at: without it, it may succeed.
+func culpable(err error) bool {
+	_, refused := errors.AsType[refusedError](err)
+	return refused || errors.Is(err, errUndone) || errors.Is(err, errKept)
+}
+
 // refusal reports whether a constraint or a trigger's RAISE refused a row, in words
 // that the application chose: they may sound like anything.
 func refusal(err error) bool { return strings.Contains(err.Error(), "constraint failed") }

@@ -273,6 +273,9 @@ func (t *tx) run(query string, args ...any) (int64, error) {
 		return 0, err
 	}
 	res, err := s.ExecContext(t.quiet, args...)
+	if rowsFault(err) {
+		return 0, refusedError{err}
+	}
 	if err != nil {
 		return 0, explain(err)
 	}

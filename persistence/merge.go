@@ -219,7 +219,7 @@ func (s *settler) bringDown(a *applier, id, survivor string) ([]orphan, error) {
 	if err := a.keepConflict(row, &d, "merged", "it has the same unique key as document "+survivor+", which lives on"); err != nil {
 		return nil, err
 	}
-	if err := s.tx.exec(`DELETE FROM `+a.p.name+` WHERE clientId = ?`, id); err != nil {
+	if err := s.tx.remove(a.p, id); err != nil {
 		return nil, err
 	}
 	delete(a.rows, id)
@@ -370,7 +370,7 @@ func (s *settler) mergedElsewhere(a *applier, d *messages.Document) (bool, error
 	if err != nil {
 		return false, err
 	}
-	if err := s.tx.exec(`DELETE FROM `+a.p.name+` WHERE clientId = ?`, d.ID); err != nil {
+	if err := s.tx.remove(a.p, d.ID); err != nil {
 		return false, err
 	}
 	delete(a.rows, d.ID)

@@ -101,16 +101,16 @@ func (r *replay) table(ctx context.Context, p *plan, stage string) error {
 	for after := int64(0); ; {
 		var page []storedLetter
 		var counts messages.Counts
-		err := r.l.applying(ctx, p, r.plans, &counts, func(a *applier) ([]messages.Document, string, error) {
+		err := r.l.applying(ctx, p, r.plans, &counts, func(a *applier) ([]messages.Document, error) {
 			var err error
 			if page, err = r.page(a, stage, after); err != nil || len(page) == 0 {
-				return nil, "", err
+				return nil, err
 			}
-			docs, culprit, err := r.handle(a, stage, page)
+			docs, err := r.handle(a, stage, page)
 			if err == nil && r.dryRun {
 				err = errDryRun
 			}
-			return docs, culprit, err
+			return docs, err
 		})
 		if err != nil && !errors.Is(err, errDryRun) {
 			return err
@@ -150,26 +150,26 @@ func (r *replay) page(a *applier, stage string, after int64) ([]storedLetter, er
 	return page, err
 }
 
-func (r *replay) handle(a *applier, stage string, page []storedLetter) (docs []messages.Document, culprit string, err error) {
+func (r *replay) handle(a *applier, stage string, page []storedLetter) (docs []messages.Document, err error) {
 	if stage == messages.StageDownload {
 		docs = make([]messages.Document, len(page))
 		for i, s := range page {
 			if docs[i], err = unmarshalDocument(s.Table, s.payload); err != nil {
-				return nil, "", fmt.Errorf("%w; discard dead letter %d", err, s.ID)
+				return nil, fmt.Errorf("%w; discard dead letter %d", err, s.ID)
 			}
 		}
 		if err := a.look(docs); err != nil {
-			return nil, "", err
+			return nil, err
 		}
 		if err := a.lookParents(docs); err != nil {
-			return nil, "", err
+			return nil, err
 		}
 	}
 	for i := range page {
 		s := &page[i]
 		s.payload = nil
 		if s.Row, err = a.p.rowLabel(a.tx.ctx, a.tx.conn, s.DocumentID); err != nil {
-			return docs, "", err
+			return docs, err
 		}
 		if stage == messages.StageUpload {
 			err = r.upload(a, s)
@@ -177,10 +177,10 @@ func (r *replay) handle(a *applier, stage string, page []storedLetter) (docs []m
 			err = r.download(a, s, &docs[i])
 		}
 		if err != nil {
-			return docs, s.DocumentID, err
+			return docs, err
 		}
 	}
-	return docs, "", nil
+	return docs, nil
 }
 
 // upload asks the next upload to try a row again, unless it is already plain that it

@@ -469,6 +469,15 @@ func (a *applier) put(query string, args []any) (outcome, error) {
 	return applied, nil
 }
 
+// remove deletes a row that is there.
+func (t *tx) remove(p *plan, id string) error {
+	n, err := t.run(`DELETE FROM `+p.name+` WHERE clientId = ?`, id)
+	if err == nil && n == 0 {
+		return errKept
+	}
+	return err
+}
+
 // refused decides what a failed statement means.
 func (a *applier) refused(err error) (outcome, error) {
 	if !rowsFault(err) {

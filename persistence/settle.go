@@ -20,10 +20,29 @@ func (l *Local) Settle(ctx context.Context, asked map[string][]string, fetched [
 	if err != nil || len(plans) == 0 {
 		return messages.Settlement{}, err
 	}
-	var out messages.Settlement
+	skip := map[docKey]string{}
+	for {
+		var at docKey
+		out, err := l.settle(ctx, plans, asked, fetched, step, skip, &at)
+		if culpable(err) && at.id != "" && skip[at] == "" {
+			skip[at] = err.Error() // leave it out and settle again
+			continue
+		}
+		if err != nil {
+			return out, fmt.Errorf("settle the download: %w", err)
+		}
+		return out, nil
+	}
+}
+
+// settle is one try. at is the document that it was at when it failed.
+func (l *Local) settle(ctx context.Context, plans []*plan, asked map[string][]string, fetched []messages.Document, step messages.Step,
+	skip map[docKey]string, at *docKey,
+) (out messages.Settlement, err error) {
 	err = l.write(ctx, func(tx *tx) error {
 		out = messages.Settlement{Lookup: map[string][]string{}}
-		s := &settler{tx: tx, plans: plans, out: &out, appliers: map[string]*applier{}, byName: map[string]*plan{}, asked: asked}
+		s := &settler{tx: tx, plans: plans, out: &out, appliers: map[string]*applier{}, byName: map[string]*plan{}, asked: asked, skip: skip}
+		defer func() { *at = s.at }()
 		for _, p := range plans {
 			s.byName[p.t.Name] = p
 		}
@@ -82,10 +101,7 @@ func (l *Local) Settle(ctx context.Context, asked map[string][]string, fetched [
 		step.Counts.Add(out.Counts)
 		return tx.step(step)
 	})
-	if err != nil {
-		return out, fmt.Errorf("settle the download: %w", err)
-	}
-	return out, nil
+	return out, err
 }
 
 type settler struct {
@@ -95,6 +111,8 @@ type settler struct {
 	out      *messages.Settlement
 	appliers map[string]*applier
 	asked    map[string][]string
+	skip     map[docKey]string   // documents whose statements made it fail
+	at       docKey              // the document under way
 	brought  []docKey            // rows that the merge under way has deleted
 	orphans  map[docKey][]orphan // children of rows that were merged into one about to be inserted
 }
@@ -107,7 +125,12 @@ func (s *settler) applier(p *plan) (*applier, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.settle = true
+	a.settle, a.at, a.skip = true, &s.at, map[string]string{}
+	for k, why := range s.skip {
+		if k.table == p.t.Name {
+			a.skip[k.id] = why
+		}
+	}
 	s.appliers[p.t.Name] = a
 	return a, nil
 }
@@ -138,6 +161,7 @@ func (s *settler) each(p *plan, kind string, fn func(a *applier, d *messages.Doc
 		return false, err
 	}
 	for after := ""; ; {
+		s.at = docKey{}
 		docs, err := s.received(p, kind, after, inboxBatch)
 		if err != nil || len(docs) == 0 {
 			return progress, err
@@ -147,6 +171,14 @@ func (s *settler) each(p *plan, kind string, fn func(a *applier, d *messages.Doc
 			return progress, err
 		}
 		for i := range docs {
+			s.at = docKey{p.t.Name, docs[i].ID}
+			if why, skip := s.skip[s.at]; skip {
+				a.reason, progress = why, true
+				if err := a.file(&docs[i], dead); err != nil {
+					return progress, err
+				}
+				continue
+			}
 			done, err := fn(a, &docs[i])
 			if err != nil {
 				return progress, err
@@ -445,7 +477,8 @@ func (s *settler) undangle(order []docKey) error {
 				continue
 			}
 			d := p.document(row, row.updatedBy)
-			if err := s.tx.exec(`DELETE FROM `+p.name+` WHERE clientId = ?`, k.id); err != nil {
+			s.at = k
+			if err := s.tx.remove(p, k.id); err != nil {
 				return err
 			}
 			a, err := s.applier(p)
@@ -538,7 +571,11 @@ func (s *settler) undelete(fetched []messages.Document) error {
 			}
 			tombstone, wasDeleted := d, d.Deleted
 			d.Deleted = false
-			out, err := a.insert(&d)
+			s.at = docKey{d.Table, d.ID}
+			out := dead
+			if a.reason = a.skip[d.ID]; a.reason == "" {
+				out, err = a.insert(&d)
+			}
 			if err != nil {
 				return err
 			}

@@ -149,6 +149,7 @@ func (s *settler) blocked(held map[docKey]bool) (bool, error) {
 			if err != nil {
 				return false, err
 			}
+			s.at = k
 			if live[k] {
 				err = s.revive(a, &d)
 			} else {
@@ -185,8 +186,14 @@ func (s *settler) bury(a *applier, d *messages.Document) error {
 				return err
 			}
 		}
-		if err := s.tx.exec(`DELETE FROM `+a.p.name+` WHERE clientId = ?`, d.ID); err != nil {
-			return err
+		if row != nil {
+			out, err := a.put(`DELETE FROM `+a.p.name+` WHERE clientId = ?`, []any{d.ID})
+			if err != nil {
+				return err
+			}
+			if out != applied { // a trigger of the application keeps the row
+				return a.file(d, dead)
+			}
 		}
 		delete(a.rows, d.ID)
 		if err := a.agreed(d.ID); err != nil {
@@ -294,8 +301,10 @@ func (s *settler) withdrawn(a *applier, d *messages.Document, held bool) (bool, 
 		return false, err
 	}
 	d.CreatedOn = row.createdOn
-	if err := s.tx.exec(`DELETE FROM `+a.p.name+` WHERE clientId = ?`, d.ID); err != nil {
+	if out, err := a.put(`DELETE FROM `+a.p.name+` WHERE clientId = ?`, []any{d.ID}); err != nil {
 		return false, err
+	} else if out != applied {
+		return false, forget() // a trigger of the application keeps the row: it stays revived
 	}
 	delete(a.rows, d.ID)
 	if err := a.agreed(d.ID); err != nil {

@@ -70,7 +70,11 @@ func (a *applier) putBack(docs []messages.Document) error {
 // so may fire the trigger again; it names only columns that differ, so a trigger of
 // other columns does not.
 func (a *applier) restoreRow(d *messages.Document) error {
+	*a.at = docKey{a.p.t.Name, d.ID}
 	for range 3 {
+		if _, skip := a.skip[d.ID]; skip {
+			break
+		}
 		row, err := a.p.rowByID(a.tx, d.ID)
 		if err != nil {
 			return err

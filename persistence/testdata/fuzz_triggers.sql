@@ -17,3 +17,9 @@ CREATE TRIGGER person_out AFTER DELETE ON person BEGIN DELETE FROM house WHERE v
 CREATE TRIGGER node_keep BEFORE DELETE ON node WHEN OLD.v IN ('abort', 'ignore') BEGIN
   SELECT CASE OLD.v WHEN 'abort' THEN RAISE (ABORT, 'this one stays') ELSE RAISE (IGNORE) END;
 END;
+CREATE TRIGGER house_keep BEFORE DELETE ON house WHEN OLD.v = 'rollback' BEGIN SELECT RAISE (ROLLBACK, 'this one stays'); END;
+CREATE TRIGGER person_in BEFORE INSERT ON person WHEN NEW.v = 'rollback' BEGIN SELECT RAISE (ROLLBACK, 'not this one'); END;
+CREATE TRIGGER leaf_in BEFORE INSERT ON leaf WHEN NEW.v IN (1, 2, 3) BEGIN
+  SELECT CASE NEW.v WHEN 1 THEN RAISE (ROLLBACK, 'not this one') WHEN 2 THEN RAISE (ABORT, 'not this one') ELSE RAISE (IGNORE) END;
+END;
+CREATE TRIGGER leaf_moves BEFORE UPDATE OF tight, node ON leaf WHEN OLD.v = 41 BEGIN SELECT RAISE (ABORT, 'this one stays where it is'); END;

@@ -1,0 +1,158 @@
+package persistence
+
+import (
+	"fmt"
+	"math"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/uptrace/bun"
+
+	"github.com/tidemark-sync/tidemark/messages"
+)
+
+// arrival is a database with a schema, to which documents come.
+func arrival(t *testing.T, schema string, opts AttachOptions) (*bun.DB, *Local) {
+	t.Helper()
+	db := openTestDB(t, filepath.Join(t.TempDir(), "app.db")+"?_pragma=foreign_keys(1)")
+	mustExec(t, db, schema)
+	mustAttach(t, db, opts)
+	l, err := Open(t.Context(), db, DeviceInfo{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db, l
+}
+
+// arrive applies a page of one table and settles.
+func arrive(t *testing.T, l *Local, table string, docs ...messages.Document) {
+	t.Helper()
+	for i := range docs {
+		docs[i].Table, docs[i].UpdatedBy = table, "other"
+		if docs[i].UpdateTime == 0 {
+			docs[i].UpdateTime = int64(i + 1)
+		}
+	}
+	if _, err := l.Apply(t.Context(), table, docs, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Settle(t.Context(), nil, nil, messages.Step{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+type fields = map[string]any
+
+func wants(t *testing.T, db *bun.DB, query string, want ...string) {
+	t.Helper()
+	if got := queryStrings(t, db, query); strings.Join(got, "|") != strings.Join(want, "|") {
+		t.Errorf("%s: %q, want %q", query, got, want)
+	}
+}
+
+const (
+	lettersOf = `SELECT documentId FROM tidemark_dead_letters WHERE handler = 'download' AND reason <> '' ORDER BY 1`
+	waitingOf = `SELECT documentId FROM tidemark_inbox WHERE kind = 'waiting' ORDER BY 1`
+)
+
+// Each of these was found by FuzzDocuments.
+
+func TestARefusalInAnyWords(t *testing.T) {
+	words := []string{"malformed", "no such table: t", "database is locked", "interrupted", "disk I/O error", "database or disk is full"}
+	var schema strings.Builder
+	schema.WriteString(`CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT CONSTRAINT malformed CHECK (v <> 'x')); CREATE TRIGGER no BEFORE INSERT ON t BEGIN SELECT CASE NEW.v `)
+	docs := []messages.Document{{ID: "check", Fields: fields{"v": "x"}}}
+	for i, w := range words {
+		fmt.Fprintf(&schema, "WHEN '%d' THEN RAISE (ABORT, '%s') ", i, w)
+		docs = append(docs, messages.Document{ID: fmt.Sprint(i), Fields: fields{"v": fmt.Sprint(i)}})
+	}
+	schema.WriteString("END; END")
+	db, l := arrival(t, schema.String(), AttachOptions{})
+	arrive(t, l, "t", append(docs, messages.Document{ID: "good", Fields: fields{"v": "good"}})...)
+	wants(t, db, `SELECT clientId FROM t`, "good")
+	wants(t, db, lettersOf, "0", "1", "2", "3", "4", "5", "check")
+}
+
+func TestConstraintsDeclaredOnConflict(t *testing.T) {
+	for _, how := range []string{"REPLACE", "IGNORE", "ROLLBACK", "FAIL"} {
+		t.Run(how, func(t *testing.T) {
+			db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY, k TEXT UNIQUE
+				ON  CONFLICT `+how+`, v)`, AttachOptions{Options: map[string]TableOptions{"t": {Unique: SetAside}}})
+			arrive(t, l, "t", messages.Document{ID: "a", Fields: fields{"k": "one"}}, messages.Document{ID: "b", Fields: fields{"k": "one"}}, messages.Document{ID: "c", Fields: fields{"k": "two"}})
+			wants(t, db, `SELECT clientId FROM t ORDER BY 1`, "a", "c")
+			wants(t, db, lettersOf, "b")
+		})
+	}
+}
+
+func TestATriggerThatIgnores(t *testing.T) {
+	db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY, v); CREATE TABLE child (id INTEGER PRIMARY KEY, t REFERENCES t (id));
+		CREATE TRIGGER no BEFORE INSERT ON t WHEN NEW.v = 'no' BEGIN SELECT RAISE (IGNORE); END;
+		CREATE TRIGGER never BEFORE UPDATE OF v ON t WHEN NEW.v = 'no' BEGIN SELECT RAISE (IGNORE); END`, AttachOptions{})
+	arrive(t, l, "t", messages.Document{ID: "a", Fields: fields{"v": "no"}}, messages.Document{ID: "b", Fields: fields{"v": "yes"}})
+	arrive(t, l, "child", messages.Document{ID: "x", Fields: fields{"t": "a"}})
+	arrive(t, l, "t", messages.Document{ID: "b", UpdateTime: 9, Fields: fields{"v": "no"}})
+	wants(t, db, `SELECT clientId || v || serverVersion FROM t`, "byes2")
+	wants(t, db, lettersOf, "a", "b")
+	wants(t, db, waitingOf, "x")
+}
+
+func TestATriggerThatKeepsARow(t *testing.T) {
+	for _, how := range []string{"ABORT, 'this one stays'", "IGNORE", "ROLLBACK, 'this one stays'"} {
+		t.Run(how, func(t *testing.T) {
+			db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY, v); CREATE TRIGGER no BEFORE DELETE ON t WHEN OLD.v = 'stays' BEGIN SELECT RAISE (`+how+`); END`, AttachOptions{})
+			arrive(t, l, "t", messages.Document{ID: "a", Fields: fields{"v": "stays"}}, messages.Document{ID: "b", Fields: fields{"v": "goes"}})
+			arrive(t, l, "t", messages.Document{ID: "a", UpdateTime: 8, Deleted: true}, messages.Document{ID: "b", UpdateTime: 9, Deleted: true})
+			wants(t, db, `SELECT clientId FROM t`, "a")
+			wants(t, db, lettersOf, "a")
+			wants(t, db, `SELECT clientId FROM tidemark_tombstones`, "b")
+			wants(t, db, `SELECT count(*) FROM tidemark_inbox`, "0")
+		})
+	}
+}
+
+func TestTheGreatestNumber(t *testing.T) {
+	for _, key := range []string{"AUTOINCREMENT", ""} {
+		db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY `+key+`, v REFERENCES t (id))`, AttachOptions{})
+		arrive(t, l, "t", messages.Document{ID: "a", Fields: fields{"id": int64(math.MaxInt64)}}, messages.Document{ID: "b", Fields: fields{"id": int64(math.MaxInt64)}},
+			messages.Document{ID: "c"},
+			// rows that refer to each other get their numbers beforehand
+			messages.Document{ID: "d", Fields: fields{"id": int64(math.MaxInt64), "v": "e"}}, messages.Document{ID: "e", Fields: fields{"id": int64(math.MaxInt64), "v": "d"}})
+		mustExec(t, db, `INSERT INTO t (v) VALUES (NULL)`)
+		wants(t, db, `SELECT clientId FROM t WHERE isDirty = 0 ORDER BY 1`, "a", "b", "c", "d", "e")
+		wants(t, db, `SELECT "table" FROM pragma_foreign_key_check`)
+	}
+}
+
+func TestReferencesThatWouldBeLost(t *testing.T) {
+	db, l := arrival(t, `CREATE TABLE pair (a INTEGER, b TEXT, v, PRIMARY KEY (a, b)); CREATE TABLE word (name TEXT PRIMARY KEY);
+		CREATE TABLE half (id INTEGER PRIMARY KEY, a INTEGER, b TEXT, w TEXT REFERENCES word, FOREIGN KEY (a, b) REFERENCES pair)`, AttachOptions{})
+	arrive(t, l, "pair", messages.Document{ID: "p", Fields: fields{"a": int64(1), "b": "x"}}, messages.Document{ID: "null", Fields: fields{"a": nil, "b": "x"}})
+	arrive(t, l, "word", messages.Document{ID: "null"})
+	arrive(t, l, "half",
+		messages.Document{ID: "by id", Fields: fields{"ref:a,b": "p"}},
+		messages.Document{ID: "by value", Fields: fields{"a": int64(1), "b": "x"}},
+		messages.Document{ID: "half null", Fields: fields{"a": int64(1), "b": nil}},
+		messages.Document{ID: "nothing", Fields: fields{"a": int64(2), "b": "x"}},
+		messages.Document{ID: "to null", Fields: fields{"ref:a,b": "null"}},
+		messages.Document{ID: "to null word", Fields: fields{"w": "null"}})
+	arrive(t, l, "half", messages.Document{ID: "half null", UpdateTime: 9, Fields: fields{"b": "y"}})
+	wants(t, db, `SELECT clientId || coalesce(a, '-') || coalesce(b, '-') FROM half ORDER BY 1`, "by id1x", "by value1x", "half null1-")
+	wants(t, db, lettersOf, "half null", "nothing")
+	wants(t, db, waitingOf, "to null", "to null word")
+	wants(t, db, `SELECT "table" FROM pragma_foreign_key_check`)
+}
+
+func TestNumbersThatWouldBeAnother(t *testing.T) {
+	db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY, r REAL, i INTEGER)`, AttachOptions{})
+	arrive(t, l, "t",
+		messages.Document{ID: "exact", Fields: fields{"r": int64(1 << 53), "i": 3.0}},
+		messages.Document{ID: "lossy", Fields: fields{"r": int64(1<<53 + 1)}},
+		messages.Document{ID: "end", Fields: fields{"r": int64(math.MaxInt64)}},
+		messages.Document{ID: "least", Fields: fields{"r": int64(math.MinInt64)}},
+		messages.Document{ID: "text", Fields: fields{"i": "5\x00"}},
+		messages.Document{ID: "\xff", Fields: fields{"i": int64(1)}})
+	wants(t, db, `SELECT clientId FROM t ORDER BY 1`, "exact", "least")
+	wants(t, db, lettersOf, "end", "lossy", "text", "\xff")
+}
