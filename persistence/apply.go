@@ -312,7 +312,7 @@ func (a *applier) lookParents(docs []messages.Document) error {
 				dest = append(dest, &key[n])
 			}
 			err := scan(dest...)
-			a.keys[r.keySQL+"\x00"+id] = key
+			a.keys[r.keySQL+"\x00"+id] = whole(key)
 			return err
 		})
 		if err != nil {

@@ -188,6 +188,17 @@ func looksNumeric(s string) bool {
 	return err == nil || errors.Is(err, strconv.ErrRange)
 }
 
+// whole makes an empty BLOB of what a driver reads as a nil slice: bound again, that
+// would be NULL.
+func whole(values []any) []any {
+	for i, v := range values {
+		if b, ok := v.([]byte); ok && b == nil {
+			values[i] = []byte{}
+		}
+	}
+	return values
+}
+
 // toSQL is the value as it is bound.
 func toSQL(v any) any {
 	if b, ok := v.(bool); ok {

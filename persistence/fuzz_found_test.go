@@ -144,6 +144,23 @@ func TestReferencesThatWouldBeLost(t *testing.T) {
 	wants(t, db, `SELECT "table" FROM pragma_foreign_key_check`)
 }
 
+func TestAnEmptyBlobIsNotNull(t *testing.T) {
+	const schema = `CREATE TABLE t (k BLOB PRIMARY KEY, v); CREATE TABLE child (id INTEGER PRIMARY KEY, t BLOB REFERENCES t (k), u UNIQUE)`
+	a, from := arrival(t, schema, AttachOptions{})
+	mustExec(t, a, `INSERT INTO t (k, v) VALUES (x'', x'')`, `INSERT INTO child (t, u) VALUES (x'', x'')`)
+	var cursor messages.Cursor
+	writes, err := from.Dirty(t.Context(), &cursor)
+	if err != nil || len(writes) != 2 {
+		t.Fatalf("%+v, %v", writes, err)
+	}
+	b, l := arrival(t, schema, AttachOptions{})
+	arrive(t, l, "t", writes[0].Document)
+	arrive(t, l, "child", writes[1].Document)
+	for _, db := range []*bun.DB{a, b} {
+		wants(t, db, `SELECT typeof(k) || typeof(v) || (SELECT typeof(t) || typeof(u) FROM child) FROM t`, "blobblobblobblob")
+	}
+}
+
 func TestNumbersThatWouldBeAnother(t *testing.T) {
 	db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY, r REAL, i INTEGER)`, AttachOptions{})
 	arrive(t, l, "t",

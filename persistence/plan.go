@@ -255,6 +255,7 @@ func (p *plan) scanRow(scan func(...any) error) (*localRow, error) {
 	if err := scan(dest...); err != nil {
 		return nil, err
 	}
+	whole(r.values)
 	r.clientID, r.serverID, r.updatedBy = clientID.String, serverID.String, by.String
 	r.createdOn, r.updatedOn, r.serverVersion = created.Int64, updated.Int64, version.Int64
 	for i, f := range p.refs {

@@ -155,7 +155,7 @@ func (a *applier) parentKey(r *ref, id string) ([]any, error) {
 	if len(a.keys) > 4096 {
 		clear(a.keys)
 	}
-	a.keys[cacheKey] = key
+	a.keys[cacheKey] = whole(key)
 	if slices.Contains(key, nil) {
 		return nil, nil
 	}
@@ -377,7 +377,7 @@ func (a *applier) keyOf(columns []string, id string) ([]any, error) {
 	if ok, err := found(a.tx.row("SELECT "+strings.Join(names, ", ")+" FROM "+a.p.name+" WHERE clientId = ?", id).Scan(dest...)); err != nil || !ok {
 		return nil, err
 	}
-	return key, nil
+	return whole(key), nil
 }
 
 // follow moves the children along when a key that they refer to changed: in
