@@ -82,6 +82,13 @@ func (s *settler) collisions() error {
 			return slices.Contains(failed, m.doc.ID)
 		})
 	}
+	if moved, err := s.circles(true); err != nil {
+		return err
+	} else if moved {
+		if err := s.inbox(); err != nil {
+			return err
+		}
+	}
 	for _, p := range s.plans {
 		if _, err := s.each(p, "collides", func(a *applier, d *messages.Document) (bool, error) {
 			done, err := s.retry(a, d)

@@ -144,6 +144,39 @@ func TestReferencesThatWouldBeLost(t *testing.T) {
 	wants(t, db, `SELECT "table" FROM pragma_foreign_key_check`)
 }
 
+func TestHalfACircleWaitsAsItCame(t *testing.T) {
+	db, l := arrival(t, `CREATE TABLE person (id INTEGER PRIMARY KEY, home INTEGER REFERENCES house (id), v CHECK (v <> 'bad'));
+		CREATE TABLE house (id INTEGER PRIMARY KEY, owner INTEGER REFERENCES person (id))`, AttachOptions{})
+	arrive(t, l, "house", messages.Document{ID: "h", Fields: fields{"id": int64(7), "owner": "p", "unknown": "kept"}})
+	arrive(t, l, "person", messages.Document{ID: "p", Fields: fields{"home": "h", "v": "bad"}})
+	wants(t, db, `SELECT count(*) FROM house`, "0")
+	wants(t, db, lettersOf, "p")
+	wants(t, db, waitingOf, "h")
+	wants(t, db, `SELECT document ->> '$.fields.owner' || (document ->> '$.fields.unknown') || (document ->> '$.updatedBy') FROM tidemark_inbox`, "pkeptother")
+	arrive(t, l, "person", messages.Document{ID: "p", UpdateTime: 9, Fields: fields{"home": "h", "v": "good"}})
+	wants(t, db, `SELECT h.id || p.v FROM house h JOIN person p ON p.id = h.owner AND p.home = h.id`, "7good")
+	wants(t, db, lettersOf)
+}
+
+func TestHalfACircleThatCollides(t *testing.T) {
+	for _, unique := range []UniquePolicy{Adopt, SetAside} {
+		db, l := arrival(t, `CREATE TABLE person (id INTEGER PRIMARY KEY, home INTEGER REFERENCES house (id), v TEXT UNIQUE);
+			CREATE TABLE house (id INTEGER PRIMARY KEY, owner INTEGER REFERENCES person (id))`,
+			AttachOptions{Options: map[string]TableOptions{"person": {Unique: unique}}})
+		arrive(t, l, "person", messages.Document{ID: "a", Fields: fields{"v": "taken"}})
+		arrive(t, l, "house", messages.Document{ID: "h", Fields: fields{"owner": "p"}})
+		arrive(t, l, "person", messages.Document{ID: "p", Fields: fields{"home": "h", "v": "taken"}})
+		wants(t, db, `SELECT "table" FROM pragma_foreign_key_check`)
+		wants(t, db, `SELECT clientId FROM person`, "a")
+		if unique == Adopt { // p became a, and the house is a's
+			wants(t, db, `SELECT h.clientId || p.clientId FROM house h JOIN person p ON p.id = h.owner`, "ha")
+		} else {
+			wants(t, db, lettersOf, "p")
+			wants(t, db, waitingOf, "h")
+		}
+	}
+}
+
 func TestAnEmptyBlobIsNotNull(t *testing.T) {
 	const schema = `CREATE TABLE t (k BLOB PRIMARY KEY, v); CREATE TABLE child (id INTEGER PRIMARY KEY, t BLOB REFERENCES t (k), u UNIQUE)`
 	a, from := arrival(t, schema, AttachOptions{})

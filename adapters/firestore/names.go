@@ -54,7 +54,7 @@ func columnName(field string) (column string, ok bool) {
 	switch {
 	case field == "%":
 		return "", true
-	case field == "" || isMeta(field):
+	case field == "" || isMeta(field) || reserved(field):
 		return "", false
 	case field[0] != '%':
 		return field, true
