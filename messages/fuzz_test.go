@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -87,7 +88,7 @@ func FuzzParseManifest(f *testing.F) {
 		return `{"generation":"g","key":"` + key + `","size":1,"rawSize":1,"sha256":"` + sum + `","seen":{"a":1},"downloadedTill":null,"device":"d"}`
 	}
 	for _, key := range []string{"snapshots/g.db.zst", "snapshots/..", "snapshots/a/b", "snapshots/%2e%2e%2fx", `snapshots/\u0000`, `snapshots/a\\b`, "snapshots/.", "snapshots/ ", "snapshots/é"} {
-		f.Add([]byte(`{"format":1,"current":` + snapshot(key) + `,"older":[` + snapshot("snapshots/old") + `]}`))
+		f.Add([]byte(`{"format":1,"current":` + snapshot(key) + `,"older":[` + snapshot("snapshots/old") + `],"retired":[{"key":"` + key + `","on":1}]}`))
 	}
 	f.Add([]byte(`{"format":2}`))
 	f.Add([]byte(`{"format":1,"FORMAT":1,"current":{"seen":{"a":1e99}}}`))
@@ -99,12 +100,19 @@ func FuzzParseManifest(f *testing.F) {
 			}
 			return
 		}
-		for _, s := range append([]Snapshot{m.Current}, m.Older...) {
-			if path.Clean(s.Key) != s.Key || path.Dir(s.Key)+"/" != SnapshotPrefix || strings.ContainsAny(s.Key, "\\\x00") {
-				t.Errorf("the key %q is outside of %s", s.Key, SnapshotPrefix)
-			}
+		var keys []string
+		for _, r := range m.Retired {
+			keys = append(keys, r.Key)
+		}
+		for _, s := range m.Snapshots() {
+			keys = append(keys, s.Objects()...)
 			if s.Size <= 0 || s.RawSize <= 0 || len(s.SHA256) != 64 {
 				t.Errorf("%+v", s)
+			}
+		}
+		for _, key := range keys {
+			if path.Clean(key) != key || path.Dir(key)+"/" != SnapshotPrefix || strings.ContainsAny(key, "\\\x00") {
+				t.Errorf("the key %q is outside of %s", key, SnapshotPrefix)
 			}
 		}
 		again, err := json.Marshal(m)
@@ -122,6 +130,18 @@ func FuzzParseManifest(f *testing.F) {
 func withoutEmpty(m Manifest) Manifest {
 	if len(m.Older) == 0 {
 		m.Older = nil
+	}
+	if len(m.Retired) == 0 {
+		m.Retired = nil
+	}
+	m.Older = slices.Clone(m.Older)
+	for i := range m.Older {
+		if len(m.Older[i].Rows) == 0 {
+			m.Older[i].Rows = nil
+		}
+	}
+	if len(m.Current.Rows) == 0 {
+		m.Current.Rows = nil
 	}
 	return m
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -65,7 +66,7 @@ func TestARefusalInAnyWords(t *testing.T) {
 	docs := []messages.Document{{ID: "check", Fields: fields{"v": "x"}}}
 	for i, w := range words {
 		fmt.Fprintf(&schema, "WHEN '%d' THEN RAISE (ABORT, '%s') ", i, w)
-		docs = append(docs, messages.Document{ID: fmt.Sprint(i), Fields: fields{"v": fmt.Sprint(i)}})
+		docs = append(docs, messages.Document{ID: strconv.Itoa(i), Fields: fields{"v": strconv.Itoa(i)}})
 	}
 	schema.WriteString("END; END")
 	db, l := arrival(t, schema.String(), AttachOptions{})

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -58,7 +59,7 @@ func (s *fuzzRun) rowsEdit() {
 	if len(names) == 0 {
 		return
 	}
-	one := ` WHERE clientId = (SELECT clientId FROM ` + p.name + ` ORDER BY ` + quote(p.t.Columns[0].Name) + `, createdOn LIMIT 1 OFFSET ` + fmt.Sprint(d.n(3)) + `)`
+	one := ` WHERE clientId = (SELECT clientId FROM ` + p.name + ` ORDER BY ` + quote(p.t.Columns[0].Name) + `, createdOn LIMIT 1 OFFSET ` + strconv.Itoa(d.n(3)) + `)`
 	var query string
 	switch how := pick(d, []string{"", "OR REPLACE ", "OR IGNORE "}); d.n(6) {
 	case 0:

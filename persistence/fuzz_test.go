@@ -192,7 +192,7 @@ func (s *fuzzRun) page() {
 	s.clock++
 	good := messages.Document{
 		Table: p.t.Name, ID: fmt.Sprintf("good%d", s.pages), CreatedOn: 5, UpdatedOn: 6, UpdatedBy: "other", UpdateTime: s.clock,
-		Fields: map[string]any{"name": fmt.Sprintf("good%d", s.pages), "amount": 2.5, "a": int64(1000 + s.pages), "b": []byte("good"), "n": "good", "v": "good" + fmt.Sprint(s.pages)},
+		Fields: map[string]any{"name": fmt.Sprintf("good%d", s.pages), "amount": 2.5, "a": int64(1000 + s.pages), "b": []byte("good"), "n": "good", "v": fmt.Sprintf("good%d", s.pages)},
 	}
 	switch p.t.Name {
 	case "leaf": // needs a parent
@@ -448,7 +448,7 @@ func (s *fuzzRun) upload() {
 					s.t.Errorf("document %q of %q goes up on version %d instead of %d", k.id, k.table, w.Expect, doc.UpdateTime)
 				}
 				for name, v := range doc.Fields {
-					if here, known := w.Document.Fields[name]; known && !sameValue(v, here) && !strings.Contains("a b", name) {
+					if here, known := w.Document.Fields[name]; known && !sameValue(v, here) && name != "a" && name != "b" {
 						s.t.Errorf("document %q of %q had %s = %#v and goes up with %#v", k.id, k.table, name, v, here)
 					}
 				}
@@ -546,7 +546,7 @@ func FuzzStoredDocument(f *testing.F) {
 
 func sameDocument(t *testing.T, a, b messages.Document) {
 	t.Helper()
-	if !maps.EqualFunc(a.Fields, b.Fields, func(x, y any) bool { return equal(x, y) || x != x && y != y }) {
+	if !maps.EqualFunc(a.Fields, b.Fields, func(x, y any) bool { return equal(x, y) || fmt.Sprint(x, y) == "NaN NaN" }) {
 		t.Fatalf("%#v came back as %#v", a.Fields, b.Fields)
 	}
 	a.Fields, b.Fields = nil, nil

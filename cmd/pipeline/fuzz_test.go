@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net/url"
 	"strings"
 	"testing"
@@ -64,11 +65,11 @@ func isParameter(u, word string) bool {
 // is shown.
 func FuzzConfig(f *testing.F) {
 	deep := strings.Repeat("[", 20_000)
-	bomb := "a: &a [x, x, x, x, x, x, x, x, x]\n"
+	lines := []string{"a: &a [x, x, x, x, x, x, x, x, x]"}
 	for c := 'b'; c < 'k'; c++ {
-		was := string(c - 1)
-		bomb += string(c) + ": &" + string(c) + " [" + strings.TrimSuffix(strings.Repeat("*"+was+", ", 9), ", ") + "]\n"
+		lines = append(lines, fmt.Sprintf("%c: &%c [%s]", c, c, strings.TrimSuffix(strings.Repeat("*"+string(c-1)+", ", 9), ", ")))
 	}
+	bomb := strings.Join(lines, "\n")
 	for _, c := range []string{
 		"db: notes.db\nremote: file:///x\nevery: 5m\nexclude: [a, b]\n", "db: a.db\ndb: |\n", "password: |\n", "db: [|]\n", "every: |\n", "exclude: {a: |}\n", "exclude: &a [*a, |]\n", "db: *|\n", "db: &|\n", "db: !|\n", "db: !!int |\n",
 		"db: \"|\n", "db: '|\n", "db: \"\\|\"\n", "%|\n", "? |\n", "? [|]\n: x\n", "- |\n", "|\n", "---\n---\n|", "db: |\xff\n", "\ufeffdb: |\n", "db: !!binary |\n", "<<: {db: |}\n", "db: |\t- |\n", "exclude: " + deep, deep + "|", "exclude:\n" + bomb, bomb + "|",
