@@ -178,6 +178,17 @@ func TestHalfACircleThatCollides(t *testing.T) {
 	}
 }
 
+func TestSurvivorsThatLeadNowhere(t *testing.T) {
+	db, l := arrival(t, `CREATE TABLE t (k TEXT PRIMARY KEY, up TEXT REFERENCES t (k))`, AttachOptions{})
+	arrive(t, l, "t", messages.Document{ID: "a", Fields: fields{"k": "one"}}, messages.Document{ID: "child", Fields: fields{"k": "two", "up": "a"}})
+	arrive(t, l, "t", messages.Document{ID: "a", UpdateTime: 8, Deleted: true, Survivor: "a"})
+	wants(t, db, `SELECT "table" FROM pragma_foreign_key_check`)
+	wants(t, db, `SELECT clientId FROM t ORDER BY 1`, "a", "child") // revived for its child
+	arrive(t, l, "t", messages.Document{ID: "x", Deleted: true, Survivor: "y"}, messages.Document{ID: "y", Deleted: true, Survivor: "z"}, messages.Document{ID: "z", Deleted: true, Survivor: "x"})
+	arrive(t, l, "t", messages.Document{ID: "lost", Fields: fields{"k": "three", "up": "y"}})
+	wants(t, db, waitingOf, "lost")
+}
+
 func TestAnEmptyBlobIsNotNull(t *testing.T) {
 	const schema = `CREATE TABLE t (k BLOB PRIMARY KEY, v); CREATE TABLE child (id INTEGER PRIMARY KEY, t BLOB REFERENCES t (k), u UNIQUE)`
 	a, from := arrival(t, schema, AttachOptions{})

@@ -20,7 +20,7 @@ var errNoHolder = errors.New("a unique key is taken and no row has it")
 const maxHolders = 64
 
 // survivor follows the merges of a document to the one that lives on; "" when it
-// was not merged.
+// was not merged, or in a circle, where nobody does.
 func (t *tx) survivor(table, id string) (string, error) {
 	last := ""
 	for range 100 {
@@ -31,7 +31,7 @@ func (t *tx) survivor(table, id string) (string, error) {
 		}
 		last, id = next, next
 	}
-	return last, nil
+	return "", nil
 }
 
 // edited marks a row as changed by us, now.
@@ -346,6 +346,9 @@ func (s *settler) mergedElsewhere(a *applier, d *messages.Document) (bool, error
 		return false, err
 	} else if next != "" {
 		survivor = next
+	}
+	if survivor == d.ID {
+		return false, nil
 	}
 	there, err := a.p.rowByID(s.tx, survivor)
 	if err != nil || there == nil {
