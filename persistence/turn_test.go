@@ -28,8 +28,8 @@ func TestTurnsGoByTheRemotesClock(t *testing.T) {
 			check := func(after time.Duration) messages.BackupStanding {
 				t.Helper()
 				// Our clock stands still, as far as a test can tell; the remote's goes on.
-				offset := remote.Add(after).UnixMilli() - time.Now().UnixMilli() + off
-				if err := l.Checked(t.Context(), (remote.Add(after).UnixMilli()+off)*1000, offset, nil, nil, nil, messages.Step{}); err != nil {
+				clock := messages.ClockReading{Asked: time.Now().UnixMilli(), Answered: time.Now().UnixMilli()}
+				if err := l.Checked(t.Context(), (remote.Add(after).UnixMilli()+off)*1000, clock, nil, nil, nil, messages.Step{}); err != nil {
 					t.Fatal(err)
 				}
 				st, err := l.BackupStanding(t.Context())
