@@ -17,7 +17,7 @@ import (
 // manifest of the last day named is there too. In peace there is one Big Brother, and
 // nothing stays that nobody needs.
 func TestRandomTurns(t *testing.T) {
-	const seeds = 60
+	const seeds = 25
 	for seed := range uint64(seeds) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) { randomTurns(t, rand.New(rand.NewPCG(seed, 7))) })
 	}
