@@ -12,10 +12,6 @@ import (
 	"github.com/tidemark-sync/tidemark/stages"
 )
 
-// silentAfter is when a device that was not heard of no longer holds back the removal
-// of old tombstones.
-const silentAfter = 90 * 24 * time.Hour
-
 // Fleet is who syncs with one remote.
 type Fleet struct {
 	// Devices, the one that was heard of last first.
@@ -84,7 +80,7 @@ func (p *Pipeline) Devices(ctx context.Context) (Fleet, error) {
 				s.Behind += max(0, o.Seq-seen[o.ID])
 			}
 		}
-		s.HoldsBackPurge = s.Behind > 0 && list.ReadTime-d.UpdateTime < silentAfter.Microseconds()
+		s.HoldsBackPurge = s.Behind > 0 && time.Duration(list.ReadTime-d.UpdateTime)*time.Microsecond <= p.set.purge.Unseen
 		fleet.Devices = append(fleet.Devices, s)
 	}
 	slices.SortFunc(fleet.Devices, func(a, b DeviceStatus) int {

@@ -197,7 +197,7 @@ func TestSixteenDevicesRaceForTheManifest(t *testing.T) {
 	bucket := servers.S3(t)
 	f := newFleet(t, oneTable)
 	f.store = func() tidemark.SnapshotStore { return (&line{}).store(t, bucket) }
-	writer := f.device("writer", tidemark.WithTakeover(1000*time.Hour))
+	writer := f.onStore(nil).device("writer")
 	var devices []*device
 	for i := range 16 {
 		devices = append(devices, f.device(fmt.Sprint("d", i), tidemark.WithBackup(1, time.Hour, 2), tidemark.WithTakeover(0)))
@@ -227,7 +227,7 @@ func TestSixteenDevicesRaceForTheManifest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if round > 0 && (len(won) != 1 || won[0] != list[0].Generation) || list[0].Generation == last {
+		if len(won) != 1 || won[0] != list[0].Generation || list[0].Generation == last {
 			t.Errorf("round %d: %v won, and the newest snapshot is %s after %s", round, won, list[0].Generation, last)
 		}
 		last = list[0].Generation
@@ -235,6 +235,58 @@ func TestSixteenDevicesRaceForTheManifest(t *testing.T) {
 	restored := f.restore("restored")
 	restored.sync()
 	same(t, restored, devices[0])
+}
+
+// Who is behind holds back the removal of tombstones, for ninety days.
+func TestDevices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, oneTable)
+		a, b, c := f.device("a", tidemark.WithDevice("Ada's phone", "1.2")), f.device("b"), f.device("c")
+		defer closeAll([]*device{a, b, c})
+		a.notes(1)
+		for _, d := range []*device{a, b, c} {
+			d.sync()
+		}
+		a.notes(1)
+		a.sync()
+		b.sync()
+		status := func(d *device) tidemark.DeviceStatus {
+			t.Helper()
+			fleet, err := a.p.Devices(t.Context())
+			if err != nil || len(fleet.Devices) != 3 {
+				t.Fatalf("%+v, %v", fleet, err)
+			}
+			id := strings1(t.Context(), t, d.db.DB, `SELECT installationId FROM tidemark_state`)[0]
+			for _, s := range fleet.Devices {
+				if s.DeviceID == id {
+					return s
+				}
+			}
+			t.Fatalf("%s is not among %+v", id, fleet.Devices)
+			return tidemark.DeviceStatus{}
+		}
+		if s := status(a); !s.This || !s.BigBrother || s.Name != "Ada's phone" || s.Seq != 2 || s.UploadedOn == nil || s.Behind != 0 || s.HoldsBackPurge {
+			t.Errorf("a: %+v", s)
+		}
+		if s := status(c); s.This || s.BigBrother || s.Seq != 0 || s.UploadedOn != nil || s.Behind != 1 || !s.HoldsBackPurge {
+			t.Errorf("c, one upload behind: %+v", s)
+		}
+		<-time.After(25 * time.Hour)
+		c.sync() // it tells once a day how far it has read
+		if s := status(c); s.Behind != 0 || s.HoldsBackPurge {
+			t.Errorf("c, in step: %+v", s)
+		}
+		a.notes(1)
+		a.sync()
+		<-time.After(89 * 24 * time.Hour)
+		if s := status(c); s.Behind != 1 || !s.HoldsBackPurge {
+			t.Errorf("c, silent for 89 days: %+v", s)
+		}
+		<-time.After(2 * 24 * time.Hour)
+		if s := status(c); s.Behind != 1 || s.HoldsBackPurge {
+			t.Errorf("c, silent for 91 days: %+v", s)
+		}
+	})
 }
 
 func TestAStoreWithoutConditionsIsRefused(t *testing.T) {

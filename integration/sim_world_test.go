@@ -361,6 +361,7 @@ func (w *simWorld) boot(d *simDevice, backup int64) {
 	d.p, err = tidemark.New(context.Background(), d.db, remote, d.store,
 		tidemark.WithRetries(1, time.Nanosecond), // any longer, and its jitter is not ours to repeat
 		tidemark.WithBackup(backup, time.Hour, 3),
+		tidemark.WithTakeover(time.Duration(backup%2)*time.Hour), // everybody at once, or in turns
 		tidemark.WithBus(func() tidemark.Bus { return newSimBus(d.rnd, d.repeat, true) }))
 	w.must(err, "open "+d.name)
 }

@@ -4,17 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"time"
 
 	"github.com/tidemark-sync/tidemark/messages"
 )
 
-// remoteNow is the remote's clock in Unix ms, by the offset that the last check
-// found: what devices tell each other about time is by that one.
-func (t *tx) remoteNow() (int64, error) {
-	var offset int64
-	err := t.row(`SELECT clockOffset FROM tidemark_state`).Scan(&offset)
-	return time.Now().UnixMilli() + offset, err
+// remoteNow is the remote's clock in Unix ms, as the last check estimated it: what
+// devices tell each other about time is by that one.
+func (t *tx) remoteNow() (now int64, err error) {
+	err = t.row(`SELECT ` + localClock + ` + clockOffset FROM tidemark_state`).Scan(&now)
+	return now, err
 }
 
 // setTurn begins the times of a generation anew.

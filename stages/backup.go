@@ -130,8 +130,12 @@ func (p BackupPolicy) wait(st messages.BackupStanding) time.Duration {
 	if st.Generation == "" || st.Maker == st.Device {
 		return 0
 	}
+	var uploads int64 // tells generations apart
+	for _, n := range st.BackedUp {
+		uploads += n
+	}
 	h := fnv.New64a()
-	_, _ = io.WriteString(h, st.Generation+st.Device) // never fails
+	fmt.Fprint(h, uploads, st.Device)
 	// FNV's last bytes stir only its lower bits.
 	share := float64(h.Sum64()*0x9E3779B97F4A7C15>>11) / (1 << 53)
 	return p.Takeover + time.Duration(share*float64(p.Takeover))

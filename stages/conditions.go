@@ -15,7 +15,8 @@ const probeKey = "conditions-probe"
 // ErrNoConditions says that the store takes a conditional write although its condition does
 // not hold.
 var ErrNoConditions = fmt.Errorf("this store ignores the conditions of writes (If-None-Match, If-Match): two devices that back up at once would replace "+
-	"each other's manifest, and an older snapshot could end up as the newest; use a store that honours them, or accept this explicitly: %w", messages.ErrRejected)
+	"each other's manifest, and an older snapshot could end up as the newest; use a store that honours them, or accept this "+
+	"(?conditions=ignored in the store's URL, WithUnconditionalStore in a program): %w", messages.ErrRejected)
 
 // only is the condition of a write, none where the owner knows that there are none.
 func (s *BackUp) only(c messages.Condition) messages.Condition {

@@ -40,6 +40,7 @@ type device struct {
 	clock time.Duration // how far its own clock is ahead of the remote's
 	made  []string
 	size  int
+	stale bool // it does not download what others wrote
 }
 
 func (w *world) device(name string) *device {
@@ -71,7 +72,9 @@ func (d *device) download() {
 
 // try downloads and backs up, and reports whether it made a snapshot.
 func (d *device) try() (bool, error) {
-	d.download()
+	if !d.stale {
+		d.download()
+	}
 	out, err := stages.NewBackUp(d.store, d, d.w.policy).Handle(d.w.t.Context(), messages.TombstonesPurged{})
 	if err != nil || out[0].Generation == "" {
 		return false, err
