@@ -69,11 +69,11 @@ func newNetwork(t *testing.T) *network {
 		}
 		return s
 	}
-	backups := tidemark.WithBackup(1, time.Hour, 2)
-	n.a, n.b = n.f.device("a", backups), n.f.device("b", backups)
+	backups, now := tidemark.WithBackup(1, time.Hour, 2), tidemark.WithTakeover(0)
+	n.a, n.b = n.f.device("a", backups, now), n.f.device("b", backups, now)
 	timeout = silence
 	for _, d := range []*device{n.a, n.b} {
-		n.hasty = append(n.hasty, n.f.on(d.path, d.db, backups, tidemark.WithRetries(1, 100*time.Millisecond)))
+		n.hasty = append(n.hasty, n.f.on(d.path, d.db, backups, now, tidemark.WithRetries(1, 100*time.Millisecond)))
 	}
 	timeout = 0
 	return n
