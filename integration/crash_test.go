@@ -220,7 +220,7 @@ func (c *crashes) plan(i int) plan {
 }
 
 // patient is how long a child may stand still before it counts as hanging.
-const patient = 2 * time.Minute
+const patient = 4 * time.Minute
 
 // live starts a child, kills it as planned, and notes where it was.
 func (c *crashes) live(p plan) {
