@@ -116,7 +116,7 @@ func (c *child) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := tidemark.New(ctx, db, sayingRemote{remote, c}, sayingStore{store, c}, crashBackups)
+	p, err := tidemark.New(ctx, db, sayingRemote{remote, c}, sayingStore{store, c}, crashBackups, tidemark.WithTakeover(0))
 	if err != nil {
 		return err
 	}
@@ -176,18 +176,19 @@ type sayingStore struct {
 }
 
 func (s sayingStore) Put(ctx context.Context, key string, body io.Reader, cond messages.Condition) (messages.Object, error) {
-	if key == messages.ManifestKey {
-		s.c.say(sayManifest)
-		o, err := s.SnapshotStore.Put(ctx, key, body, cond)
-		if err == nil {
-			s.c.say(sayReplaced)
-		}
-		return o, err
+	before, after := saySnapshot, sayStored
+	switch {
+	case key == messages.ManifestKey:
+		before, after = sayManifest, sayReplaced
+	case strings.HasPrefix(key, messages.SnapshotPrefix):
+		body = &halfway{r: body, say: func() { s.c.say(sayStreaming) }}
+	default: // the store is being tried
+		return s.SnapshotStore.Put(ctx, key, body, cond)
 	}
-	s.c.say(saySnapshot)
-	o, err := s.SnapshotStore.Put(ctx, key, &halfway{r: body, say: func() { s.c.say(sayStreaming) }}, cond)
+	s.c.say(before)
+	o, err := s.SnapshotStore.Put(ctx, key, body, cond)
 	if err == nil {
-		s.c.say(sayStored)
+		s.c.say(after)
 	}
 	return o, err
 }
