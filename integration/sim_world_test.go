@@ -103,6 +103,7 @@ type simWorld struct {
 	healing  bool
 	verbose  bool
 	trace    []string
+	dump     string // what the server holds in the end, rows and records
 	problems []string
 	class    string
 	counts   simCounts
@@ -113,20 +114,21 @@ type simCounts struct{ cycles, faults, edits, devices, conflicts int }
 
 // simDevice is one installation: a process and its file.
 type simDevice struct {
-	name    string
-	path    string
-	old     bool
-	offset  time.Duration // its clock's error
-	disk    *simDisk
-	db      *bun.DB // the engine's
-	app     *sql.DB // the application's
-	p       *tidemark.Pipeline
-	remote  *memory.Remote
-	port    *simPort
-	store   *memory.Store
-	syncing bool
-	rnd     *rand.Rand // of the cycle that runs
-	repeat  int
+	name     string
+	path     string
+	old      bool
+	upgraded bool          // since its last cycle
+	offset   time.Duration // its clock's error
+	disk     *simDisk
+	db       *bun.DB // the engine's
+	app      *sql.DB // the application's
+	p        *tidemark.Pipeline
+	remote   *memory.Remote
+	port     *simPort
+	store    *memory.Store
+	syncing  bool
+	rnd      *rand.Rand // of the cycle that runs
+	repeat   int
 }
 
 type simCopy struct {
@@ -160,6 +162,9 @@ func (l *simLab) run(story simStory, variant *simVariant) *simWorld {
 			if r := recover(); r != nil && r != (simStop{}) {
 				w.note("panic", "%v\n%s", r, debug.Stack())
 			}
+		}()
+		defer func() {
+			w.dump = fmt.Sprintf("%+v\n%+v\n%+v", w.server.Dump(), w.server.DumpDevices(), w.server.Bill())
 		}()
 		w.live()
 	})
@@ -338,7 +343,7 @@ func (w *simWorld) open(path string, old bool, rnd *rand.Rand) *simDevice {
 	w.counts.devices++
 	d.name = fmt.Sprintf("d%d", w.counts.devices)
 	d.port = &simPort{Remote: d.remote, w: w, d: d}
-	w.boot(d, int64(1+rnd.IntN(20)))
+	w.boot(d, int64(3+rnd.IntN(40)))
 	w.devices = append(w.devices, d)
 	return d
 }
@@ -347,6 +352,8 @@ func (w *simWorld) boot(d *simDevice, backup int64) {
 	d.disk = &simDisk{}
 	d.db = bun.NewDB(openSim(simDSN(d.path, true), d.disk), sqlitedialect.New())
 	d.app = openSim(simDSN(d.path, false), d.disk)
+	d.db.DB.SetMaxOpenConns(4)
+	d.app.SetMaxOpenConns(1)
 	if w.variant != nil && w.variant.opened != nil {
 		w.must(w.variant.opened(d.db.DB, w.schema), "variant")
 	}
@@ -368,7 +375,7 @@ func (w *simWorld) boot(d *simDevice, backup int64) {
 // restart is what follows a death: the file is what the disk holds.
 func (w *simWorld) restart(d *simDevice) {
 	d.close()
-	w.boot(d, 5)
+	w.boot(d, 20)
 }
 
 func (w *simWorld) restore(rnd *rand.Rand) {
@@ -418,7 +425,7 @@ func (w *simWorld) rollback(d *simDevice) {
 		w.must(copyPath(c.path, d.path), "roll back")
 		w.copies = slices.Delete(w.copies, i, i+1)
 		d.old = c.old
-		w.boot(d, 5)
+		w.boot(d, 20)
 		w.tell("%s is rolled back to %s", d.name, c.at.UTC().Format("02T15:04:05"))
 		return
 	}
@@ -443,7 +450,7 @@ func (w *simWorld) upgrade(d *simDevice) {
 		_, err := d.app.Exec(q)
 		w.must(err, q)
 	}
-	d.old = false
+	d.old, d.upgraded = false, true
 	w.tell("%s is upgraded", d.name)
 }
 

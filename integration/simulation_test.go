@@ -43,3 +43,22 @@ func TestSimulation(t *testing.T) {
 	}
 	t.Logf("%d seeds from %d: %+v", *simSeeds, *simSeed, sum)
 }
+
+// The same seed is the same story to the last call, row and bill.
+func TestSimulationRepeatsItself(t *testing.T) {
+	lab := newSimLab(t)
+	for i := range uint64(6) {
+		story := makeSimStory(1000 + i)
+		a, b := lab.run(story, nil), lab.run(story, nil)
+		for n := range max(len(a.trace), len(b.trace)) {
+			if n >= len(a.trace) || n >= len(b.trace) || a.trace[n] != b.trace[n] {
+				t.Errorf("%s: step %d of %d and %d:\n%s\n%s", story, n, len(a.trace), len(b.trace),
+					strings.Join(a.trace[max(0, n-3):min(n+2, len(a.trace))], "\n"), strings.Join(b.trace[max(0, n-3):min(n+2, len(b.trace))], "\n"))
+				break
+			}
+		}
+		if a.dump != b.dump {
+			t.Errorf("%s: the server's documents differ:\n%s\n%s", story, a.dump, b.dump)
+		}
+	}
+}
