@@ -260,7 +260,7 @@ func (w *simWorld) sync(d *simDevice, rnd *rand.Rand) (tidemark.Report, error) {
 		cancel()
 	}
 	if w.variant != nil && w.variant.before != nil {
-		w.must(w.variant.before(d.db.DB), "variant")
+		w.must(w.variant.before(w, d), "variant")
 	}
 	report, err := d.p.Sync(ctx)
 	d.remote.Fault, d.store.Fault = nil, nil
@@ -281,7 +281,7 @@ func (w *simWorld) sync(d *simDevice, rnd *rand.Rand) (tidemark.Report, error) {
 		w.tell("%s starts again", d.name)
 	}
 	if w.variant != nil && w.variant.after != nil {
-		w.must(w.variant.after(d.db.DB), "variant")
+		w.must(w.variant.after(w, d), "variant")
 	}
 	w.checkKeys(d)
 	w.model.read(d.app, d.old)

@@ -3,6 +3,7 @@ package integration
 import (
 	"flag"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -10,6 +11,7 @@ import (
 var (
 	simSeeds   = flag.Int("seeds", 20, "how many random fleets the simulation runs")
 	simSeed    = flag.Uint64("seed", 1, "the first seed of the simulation")
+	simOnly    = flag.String("variant", "", "the part of a variant's name to run")
 	simVerbose = flag.Bool("story", false, "print the story of every seed")
 )
 
@@ -60,5 +62,38 @@ func TestSimulationRepeatsItself(t *testing.T) {
 		if a.dump != b.dump {
 			t.Errorf("%s: the server's documents differ:\n%s\n%s", story, a.dump, b.dump)
 		}
+	}
+}
+
+// simBound is within how many seeds a missing remedy must be noticed.
+const simBound = 200
+
+// TestSimulationNoticesWhatIsMissing takes out one remedy at a time; the README has
+// the table.
+func TestSimulationNoticesWhatIsMissing(t *testing.T) {
+	lab := newSimLab(t)
+	for i := range simVariants {
+		v := &simVariants[i]
+		if !strings.Contains(v.name, *simOnly) {
+			continue
+		}
+		caught := ""
+		n := 0
+		for n < simBound && caught == "" {
+			n++
+			story := makeSimStory(*simSeed + uint64(n) - 1)
+			if len(v.schemas) > 0 {
+				name := v.schemas[n%len(v.schemas)]
+				story.schema = slices.IndexFunc(simSchemas, func(s simSchema) bool { return s.name == name })
+			}
+			if w := lab.run(story, v); w.class != "" {
+				caught = w.problems[0]
+			}
+		}
+		if caught == "" {
+			t.Errorf("%s: nobody noticed in %d seeds", v.name, n)
+			continue
+		}
+		t.Logf("| %s | %d | %.150s", v.name, n, caught)
 	}
 }
