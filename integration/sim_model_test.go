@@ -411,7 +411,23 @@ func (m *simModel) livesRightly(b string, h *simHistory, final map[string]simRow
 			return true
 		}
 	}
-	return m.gotChild(b, del, map[string]bool{})
+	return h.table.merges && m.merged(final) || m.gotChild(b, del, map[string]bool{})
+}
+
+// merged: some row gave way to another one with its unique key. That is an edit of
+// the one that lives on, and of the children that move to it.
+func (m *simModel) merged(final map[string]simRow) bool {
+	for b, h := range m.rows {
+		if _, present := final[b]; present || !h.table.merges {
+			continue
+		}
+		for _, e := range h.events {
+			if m.kept[b+" "+e.value] {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // before reports whether a version is one that the other was made upon.

@@ -12,6 +12,7 @@ var (
 	simSeeds   = flag.Int("seeds", 20, "how many random fleets the simulation runs")
 	simSeed    = flag.Uint64("seed", 1, "the first seed of the simulation")
 	simOnly    = flag.String("variant", "", "the part of a variant's name to run")
+	simSearch  = flag.Bool("search", false, "count from -seed on how many seeds each missing remedy takes")
 	simVerbose = flag.Bool("story", false, "print the story of every seed")
 )
 
@@ -40,14 +41,14 @@ func TestSimulation(t *testing.T) {
 		for _, a := range shortest.actions {
 			fmt.Fprintln(&steps, " ", a)
 		}
-		t.Errorf("%s\n%s\nthe shortest story that fails so (%d of %d steps):\n%s\nwhat happened in it:\n%s\n%s\nreplay with: go test ./integration -run 'Simulation$' -seeds 1 -seed %d",
+		t.Errorf("%s\n%s\nthe shortest story that fails so (%d of %d steps):\n%s\nwhat happened in it:\n%s\n%s\nreplay with: go test ./integration -run Simulation -seeds 1 -seed %d",
 			story, strings.Join(w.problems, "\n"), len(shortest.actions), len(story.actions), steps.String(), strings.Join(last.trace, "\n"), strings.Join(last.problems, "\n"), story.seed)
 	}
 	t.Logf("%d seeds from %d: %+v", *simSeeds, *simSeed, sum)
 }
 
 // The same seed is the same story to the last call, row and bill.
-func TestSimulationRepeatsItself(t *testing.T) {
+func TestAStoryRepeatsItself(t *testing.T) {
 	lab := newSimLab(t)
 	for i := range uint64(6) {
 		story := makeSimStory(1000 + i)
@@ -68,9 +69,9 @@ func TestSimulationRepeatsItself(t *testing.T) {
 // simBound is within how many seeds a missing remedy must be noticed.
 const simBound = 200
 
-// TestSimulationNoticesWhatIsMissing takes out one remedy at a time; the README has
+// TestAMissingRemedyIsNoticed takes out one remedy at a time; the README has
 // the table.
-func TestSimulationNoticesWhatIsMissing(t *testing.T) {
+func TestAMissingRemedyIsNoticed(t *testing.T) {
 	lab := newSimLab(t)
 	for i := range simVariants {
 		v := &simVariants[i]
@@ -81,7 +82,11 @@ func TestSimulationNoticesWhatIsMissing(t *testing.T) {
 		n := 0
 		for n < simBound && caught == "" {
 			n++
-			story := makeSimStory(*simSeed + uint64(n) - 1)
+			from := v.from
+			if *simSearch {
+				from = *simSeed
+			}
+			story := makeSimStory(from + uint64(n) - 1)
 			if len(v.schemas) > 0 {
 				name := v.schemas[n%len(v.schemas)]
 				story.schema = slices.IndexFunc(simSchemas, func(s simSchema) bool { return s.name == name })
