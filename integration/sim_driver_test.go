@@ -155,7 +155,7 @@ func (c *simConn) prepared(query string) (*simStmt, error) {
 		s.busy = true
 		return s, nil
 	}
-	inner, err := c.Conn.Prepare(query)
+	inner, err := c.Prepare(query)
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +193,7 @@ func (c *simConn) ExecContext(ctx context.Context, query string, args []driver.N
 	if err != nil {
 		return nil, err
 	}
-	defer s.Close() //nolint:errcheck // it is kept, or was never used again
+	defer s.Close()
 	return s.ExecContext(ctx, args)
 }
 

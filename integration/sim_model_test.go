@@ -57,8 +57,6 @@ type simRow struct {
 
 const simWindow = 50 * time.Millisecond // updatedOn rises strictly and may run ahead by that
 
-func (r *simRow) version(b string) string { return b + " " + r.value }
-
 // read reads all rows of a device by their birth marks.
 func (m *simModel) read(db *sql.DB, old bool) map[string]simRow {
 	out := map[string]simRow{}

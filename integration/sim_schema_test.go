@@ -255,7 +255,7 @@ func (w *simWriter) set(t *simTable) string {
 	if t.extra != "" && !w.old {
 		return fmt.Sprintf("v = 'v%d', %s = 'v%d'", n, t.extra, n)
 	}
-	return fmt.Sprintf("v = 'v%d'", n)
+	return fmt.Sprint("v = 'v", n, "'")
 }
 
 func (w *simWriter) update(t *simTable, where string) string {

@@ -30,7 +30,6 @@ type simAltered struct {
 
 	devices   func(since int64) int64
 	list      func(list *messages.DeviceList)
-	query     func(q *messages.Query)
 	document  func(d *messages.Document) bool // false: it is not seen
 	commit    func(ctx context.Context, c *messages.Commit)
 	refused   func(ctx context.Context, c *messages.Commit) // and then tried once more
@@ -49,9 +48,6 @@ func (a *simAltered) Devices(ctx context.Context, since int64) (messages.DeviceL
 }
 
 func (a *simAltered) Read(ctx context.Context, q messages.Query, yield func(messages.Document) error) (int64, error) {
-	if a.query != nil {
-		a.query(&q)
-	}
 	return a.Remote.Read(ctx, q, func(d messages.Document) error {
 		if a.document != nil && !a.document(&d) {
 			return nil
@@ -141,7 +137,7 @@ func withoutTriggers(kinds ...string) func(*sql.DB, *simSchema) error {
 			if err := db.QueryRowContext(context.Background(), `SELECT group_concat(name, ';') FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'tidemark\_%\_' || ? ESCAPE '\'`, kind).Scan(&list); err != nil {
 				return err
 			}
-			for _, name := range strings.Split(list.String, ";") {
+			for name := range strings.SplitSeq(list.String, ";") {
 				if name == "" {
 					continue
 				}
