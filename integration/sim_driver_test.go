@@ -37,14 +37,6 @@ func init() {
 		}
 		return float64(now.UnixMilli())/86400000 + 2440587.5, nil
 	})
-	// The engine measures its clock in Go, where there is no skew: a trigger on its
-	// bookkeeping adds it.
-	sqlite.MustRegisterScalarFunction("sim_skew", 0, func(*sqlite.FunctionContext, []driver.Value) (driver.Value, error) {
-		if w := simRunning.Load(); w != nil {
-			return w.skew().Milliseconds(), nil
-		}
-		return int64(0), nil
-	})
 	db, err := sql.Open("sqlite", "")
 	if err != nil {
 		panic(err)

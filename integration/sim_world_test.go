@@ -55,11 +55,6 @@ func (l *simLab) template(s *simSchema, old bool) string {
 	if _, err := tidemark.Attach(l.t.Context(), db, s.setup...); err != nil {
 		l.t.Fatal(err)
 	}
-	l.must(db, `CREATE TRIGGER tidemark_sim_clock AFTER UPDATE OF clockOffset ON tidemark_state WHEN sim_skew() <> 0 AND NEW.clockOffset IS NOT OLD.clockOffset BEGIN
-		UPDATE tidemark_state SET clockOffset = NEW.clockOffset - sim_skew(); END`)
-	if _, err := tidemark.Attach(l.t.Context(), db); err != nil { // it has seen that trigger
-		l.t.Fatal(err)
-	}
 	l.must(db, `UPDATE tidemark_state SET installationId = ''`)
 	l.must(db, `PRAGMA wal_checkpoint(TRUNCATE)`)
 	_ = db.Close()
