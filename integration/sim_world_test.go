@@ -243,7 +243,7 @@ func (w *simWorld) act(a simAction) {
 	case simSync:
 		_, _ = w.sync(d, rnd) // it may fail: the next one goes on
 	case simWait:
-		wait := []time.Duration{time.Second, time.Minute, 10 * time.Minute, 2 * time.Hour, 50 * time.Hour}[rnd.IntN(5)]
+		wait := []time.Duration{time.Second, time.Minute, 10 * time.Minute, 2 * time.Hour, 50 * time.Hour, 100 * 24 * time.Hour}[rnd.IntN(6)]
 		w.tell("%v pass", wait)
 		w.wait(wait + time.Duration(rnd.IntN(1000))*time.Millisecond)
 	case simClone: // identity and all
