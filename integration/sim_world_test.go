@@ -438,6 +438,8 @@ func (w *simWorld) upgrade(d *simDevice) {
 		_, err := d.app.Exec(q)
 		w.must(err, q)
 	}
+	_, err := tidemark.Attach(context.Background(), d.db, w.schema.setup...)
+	w.must(err, "attach again")
 	d.old, d.upgraded = false, true
 	w.tell("%s is upgraded", d.name)
 }
