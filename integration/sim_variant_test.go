@@ -16,7 +16,7 @@ import (
 // then happen, and be seen.
 type simVariant struct {
 	name    string
-	from    uint64   // the first seed that is tried
+	from    uint64   // the first seed that is tried; 0: no seed has shown yet what it is for
 	schemas []string // that can show it; nil: all
 	remote  func(w *simWorld, d *simDevice, r tidemark.Remote) tidemark.Remote
 	opened  func(db *sql.DB, s *simSchema) error
@@ -159,18 +159,18 @@ var simVariants = []simVariant{
 			return since
 		}
 	})},
-	{name: "what was seen moves before the download has ended (H1)", after: func(_ *simWorld, d *simDevice) error {
+	{from: 8, name: "what was seen moves before the download has ended (H1)", after: func(_ *simWorld, d *simDevice) error {
 		_, err := d.app.Exec(`INSERT INTO tidemark_seen SELECT device, seq FROM tidemark_targets WHERE true ON CONFLICT (device) DO UPDATE SET seq = max(tidemark_seen.seq, excluded.seq)`)
 		return err
 	}},
-	{name: "documents are found by updatedOn instead of by number (H2, H4)", remote: altered(func(_ *simWorld, d *simDevice, a *simAltered) {
+	{from: 1, name: "documents are found by updatedOn instead of by number (H2, H4)", remote: altered(func(_ *simWorld, d *simDevice, a *simAltered) {
 		a.document = func(doc *messages.Document) bool {
 			var till sql.NullInt64
 			_ = d.app.QueryRow(`SELECT min(downloadedTill) FROM tidemark_DownloadedTracker`).Scan(&till)
 			return doc.UpdatedOn > till.Int64/1000
 		}
 	})},
-	{name: "the document id is minted at upload (H5)", before: func(w *simWorld, d *simDevice) error {
+	{from: 1, name: "the document id is minted at upload (H5)", before: func(w *simWorld, d *simDevice) error {
 		for i := range w.schema.tables {
 			if t := &w.schema.tables[i]; !t.young || !d.old {
 				for _, q := range []string{
@@ -191,7 +191,7 @@ var simVariants = []simVariant{
 			expectNow(ctx, d, c, func(w *messages.Write) bool { return w.Expect == 0 })
 		}
 	})},
-	{name: "isDirty is cleared although the row was edited meanwhile (H6)", opened: statements(
+	{from: 20, name: "isDirty is cleared although the row was edited meanwhile (H6)", opened: statements(
 		`CREATE TRIGGER IF NOT EXISTS tidemark_variant_%[1]s AFTER UPDATE OF serverVersion ON %[1]s WHEN NEW.isDirty = 1 AND EXISTS (SELECT 1 FROM tidemark_tokens) AND (SELECT applying FROM tidemark_state) = 1
 			BEGIN UPDATE %[1]s SET isDirty = 0 WHERE clientId = NEW.clientId; END`,
 	)},
@@ -200,7 +200,7 @@ var simVariants = []simVariant{
 			expectNow(ctx, d, c, func(w *messages.Write) bool { return w.Expect != 0 })
 		}
 	})},
-	{name: "our own record is not looked at", remote: altered(func(_ *simWorld, d *simDevice, a *simAltered) {
+	{from: 16, name: "our own record is not looked at", remote: altered(func(_ *simWorld, d *simDevice, a *simAltered) {
 		a.list = func(list *messages.DeviceList) {
 			var me string
 			_ = d.app.QueryRow(`SELECT installationId FROM tidemark_state`).Scan(&me)
@@ -216,25 +216,25 @@ var simVariants = []simVariant{
 			}
 		}
 	})},
-	{name: "deletes leave no tombstone on the server", remote: altered(func(_ *simWorld, _ *simDevice, a *simAltered) {
+	{from: 9, name: "deletes leave no tombstone on the server", remote: altered(func(_ *simWorld, _ *simDevice, a *simAltered) {
 		a.commit = func(_ context.Context, c *messages.Commit) {
 			for i := range c.Writes {
 				c.Writes[i].Purge = c.Writes[i].Document.Deleted && c.Writes[i].Expect != 0
 			}
 		}
 	})},
-	{name: "a deleted parent is not looked up for its child", remote: altered(func(_ *simWorld, _ *simDevice, a *simAltered) {
+	{from: 2, name: "a deleted parent is not looked up for its child", remote: altered(func(_ *simWorld, _ *simDevice, a *simAltered) {
 		a.documents = func(page *messages.Page) { page.Documents = nil }
 	})},
-	{name: "INSERT OR REPLACE is not watched", opened: withoutTriggers("bi", "born", "bu", "key")},
-	{name: "a child that waits for its parent is forgotten", opened: statements(
+	{from: 3, name: "INSERT OR REPLACE is not watched", opened: withoutTriggers("bi", "born", "bu", "key")},
+	{from: 3, name: "a child that waits for its parent is forgotten", opened: statements(
 		`CREATE TRIGGER IF NOT EXISTS variant_inbox AFTER INSERT ON tidemark_inbox WHEN NEW.kind = 'waiting' BEGIN DELETE FROM tidemark_inbox WHERE documentId = NEW.documentId; END`,
 	)},
 	{name: "tombstones are forgotten once they are up", after: func(_ *simWorld, d *simDevice) error {
 		_, err := d.app.Exec(`DELETE FROM tidemark_tombstones WHERE isDirty = 0`)
 		return err
 	}},
-	{name: "losers are not kept", opened: statements(
+	{from: 8, name: "losers are not kept", opened: statements(
 		`CREATE TRIGGER IF NOT EXISTS variant_conflicts AFTER INSERT ON tidemark_conflicts BEGIN DELETE FROM tidemark_conflicts WHERE id = NEW.id; END`,
 	)},
 	{name: "a merged row does not name its survivor", schemas: []string{"tags", "places"}, remote: altered(func(_ *simWorld, _ *simDevice, a *simAltered) {
