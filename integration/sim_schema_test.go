@@ -170,7 +170,7 @@ func (w *simWriter) pick() *simTable {
 
 func (w *simWriter) statement() []string {
 	t := w.pick()
-	row := fmt.Sprintf("b = %s", w.nth("b", t, w.rnd.IntN(1000)))
+	row := "b = " + w.nth("b", t, w.rnd.IntN(1000))
 	switch k := w.rnd.IntN(20); {
 	case k < 7:
 		return w.insert(t, "INSERT OR IGNORE", 1)
