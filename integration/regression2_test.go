@@ -1,9 +1,13 @@
 package integration
 
 import (
+	"math/rand/v2"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	tidemark "github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/adapters/memory"
 )
 
 // Each of these was a bug once; the simulation found them.
@@ -78,5 +82,31 @@ func TestTheLaterOfTwoDeletesWins(t *testing.T) {
 		if got := c.value(`SELECT count(*) FROM tag`); got != "0" {
 			t.Errorf("a row that was deleted last is there")
 		}
+	})
+}
+
+// The bus delivers everything twice, and between the two requests for a sync another
+// device uploads.
+func TestARepeatedRequestChecksOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, oneTable)
+		a := f.device("a")
+		remote := f.server.Remote()
+		remote.Fault = func(c memory.Call) memory.Fault {
+			if c.N > 1 {
+				return memory.Fault{}
+			}
+			return memory.Fault{Then: func() { a.notes(1); a.sync() }}
+		}
+		b := f.with(remote).device("b", tidemark.WithBus(func() tidemark.Bus { return newSimBus(rand.New(rand.NewPCG(1, 1)), 1, false) }))
+		defer func() {
+			_ = a.db.Close()
+			_ = b.db.Close()
+		}()
+		for range 2 {
+			b.sync()
+			<-time.After(time.Second)
+		}
+		same(t, a, b)
 	})
 }
