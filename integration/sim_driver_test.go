@@ -37,14 +37,6 @@ func init() {
 		}
 		return float64(now.UnixMilli())/86400000 + 2440587.5, nil
 	})
-	// The engine measures its clock in Go, where there is no skew: a trigger on its
-	// bookkeeping adds it.
-	sqlite.MustRegisterScalarFunction("sim_skew", 0, func(*sqlite.FunctionContext, []driver.Value) (driver.Value, error) {
-		if w := simRunning.Load(); w != nil {
-			return w.skew().Milliseconds(), nil
-		}
-		return int64(0), nil
-	})
 	db, err := sql.Open("sqlite", "")
 	if err != nil {
 		panic(err)
@@ -155,7 +147,7 @@ func (c *simConn) prepared(query string) (*simStmt, error) {
 		s.busy = true
 		return s, nil
 	}
-	inner, err := c.Conn.Prepare(query)
+	inner, err := c.Prepare(query)
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +185,7 @@ func (c *simConn) ExecContext(ctx context.Context, query string, args []driver.N
 	if err != nil {
 		return nil, err
 	}
-	defer s.Close() //nolint:errcheck // it is kept, or was never used again
+	defer s.Close()
 	return s.ExecContext(ctx, args)
 }
 

@@ -28,6 +28,7 @@ type simModel struct {
 type simHistory struct {
 	table  *simTable
 	events []simEvent
+	heir   bool // it may have taken another row's place, and its document
 }
 
 type simEvent struct {
@@ -55,8 +56,6 @@ type simRow struct {
 }
 
 const simWindow = 50 * time.Millisecond // updatedOn rises strictly and may run ahead by that
-
-func (r *simRow) version(b string) string { return b + " " + r.value }
 
 // read reads all rows of a device by their birth marks.
 func (m *simModel) read(db *sql.DB, old bool) map[string]simRow {
@@ -91,6 +90,9 @@ func (m *simModel) read(db *sql.DB, old bool) map[string]simRow {
 			}
 			r := simRow{table: t, clientID: id, value: strings.Join(values, "|"), extra: extra, rest: strings.Join(rest, "|"), parents: parents}
 			r.line = fmt.Sprintf("%s %s %s %s %s %v %v", t.name, id, b, r.value, extra, parents, parentIDs)
+			if len(t.counters) > 0 {
+				r.line += " " + r.rest
+			}
 			if !t.surrogate() {
 				for i, c := range m.restColumns(t) { // natural keys are data
 					if slices.Contains(t.key, c) && !slices.ContainsFunc(t.refs, func(f simRef) bool {
@@ -113,9 +115,9 @@ func (m *simModel) read(db *sql.DB, old bool) map[string]simRow {
 	return out
 }
 
-// restColumns are those of foreign keys and natural keys.
+// restColumns are counters and those of foreign keys and natural keys.
 func (m *simModel) restColumns(t *simTable) []string {
-	var out []string
+	out := slices.Clone(t.counters)
 	for _, r := range t.refs {
 		for _, c := range r.columns {
 			if !slices.Contains(out, c) {
@@ -158,6 +160,12 @@ func (m *simModel) query(t *simTable, old bool) string {
 // observe compares a device before and after a transaction of its user.
 func (m *simModel) observe(d *simDevice, before, after map[string]simRow) (said []string) {
 	now := time.Now()
+	vanished := map[*simTable]bool{}
+	for b, row := range before {
+		if _, ok := after[b]; !ok {
+			vanished[row.table] = true
+		}
+	}
 	for _, b := range slices.Sorted(maps.Keys(after)) {
 		row := after[b]
 		was, existed := before[b]
@@ -166,7 +174,7 @@ func (m *simModel) observe(d *simDevice, before, after map[string]simRow) (said 
 		}
 		h := m.rows[b]
 		if h == nil {
-			h = &simHistory{table: row.table}
+			h = &simHistory{table: row.table, heir: vanished[row.table]}
 			m.rows[b] = h
 		}
 		e := simEvent{device: d, at: now, value: row.value, extra: row.extra, old: d.old, parents: row.parents}
@@ -274,15 +282,16 @@ func (m *simModel) check(final map[string]simRow) {
 
 func (m *simModel) checkRow(b string, h *simHistory, final map[string]simRow) {
 	row, present := final[b]
+	for i := range h.events { // a clone may have saved it
+		e := &h.events[i]
+		e.lost = e.lost && (e.deleted && present && !m.landed[b+" deleted"] || !e.deleted && !m.landed[b+" "+e.value] && row.value != e.value)
+	}
 	wrote := false
-	superseded := map[string]bool{}
+	superseded := h.superseded()
 	var last time.Time
 	some := false
 	for _, e := range h.events {
 		wrote = wrote || !e.deleted && e.value == row.value
-		if e.prev != "" && (e.deleted || e.prev != e.value) && !e.lost {
-			superseded[e.prev] = true
-		}
 		if !e.lost {
 			some = true
 			if e.at.After(last) {
@@ -317,7 +326,7 @@ func (m *simModel) checkRow(b string, h *simHistory, final map[string]simRow) {
 		m.problem("lost", "row %s of %s: the edit to %s by %s is neither there nor kept as a loser; there is %q: %s", b, h.table.name, e.value, e.device.name, row.value, h.trace())
 		return
 	}
-	if present && !m.livesRightly(b, h, final) {
+	if present && !h.table.policy && !m.livesRightly(b, h, final) {
 		m.problem("back", "row %s of %s was deleted and has come back: %s", b, h.table.name, h.trace())
 		return
 	}
@@ -333,6 +342,21 @@ func (m *simModel) checkRow(b string, h *simHistory, final map[string]simRow) {
 	if present && h.table.extra != "" && !latestDeleted {
 		m.checkExtra(b, h, row, last)
 	}
+}
+
+// superseded are the versions that somebody replaced knowingly. What was lost with
+// a file counts when somebody else had it and went on from there.
+func (h *simHistory) superseded() map[string]bool {
+	out := map[string]bool{}
+	for grown := true; grown; {
+		grown = false
+		for _, e := range h.events {
+			if e.prev != "" && !out[e.prev] && (e.deleted || e.prev != e.value) && (!e.lost || !e.deleted && out[e.value]) {
+				out[e.prev], grown = true, true
+			}
+		}
+	}
+	return out
 }
 
 // checkExtra: a device without a column does not erase it.
@@ -355,7 +379,7 @@ func (m *simModel) checkExtra(b string, h *simHistory, row simRow, last time.Tim
 
 // replaced: the row's document may be another row's by now, by INSERT OR REPLACE.
 func (m *simModel) replaced(h *simHistory) bool {
-	return slices.ContainsFunc(h.events, func(e simEvent) bool { return e.deleted })
+	return h.heir || slices.ContainsFunc(h.events, func(e simEvent) bool { return e.deleted })
 }
 
 // livesRightly: nothing deleted comes back unless it was edited, or given a child,
@@ -385,7 +409,23 @@ func (m *simModel) livesRightly(b string, h *simHistory, final map[string]simRow
 			return true
 		}
 	}
-	return m.gotChild(b, del, map[string]bool{})
+	return h.table.merges && m.merged(final) || m.gotChild(b, del, map[string]bool{})
+}
+
+// merged: some row gave way to another one with its unique key. That is an edit of
+// the one that lives on, and of the children that move to it.
+func (m *simModel) merged(final map[string]simRow) bool {
+	for b, h := range m.rows {
+		if _, present := final[b]; present || !h.table.merges {
+			continue
+		}
+		for _, e := range h.events {
+			if m.kept[b+" "+e.value] {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // before reports whether a version is one that the other was made upon.

@@ -49,15 +49,10 @@ func (l *simLab) template(s *simSchema, old bool) string {
 	if old {
 		ddl = s.old
 	}
-	for _, q := range strings.Split(ddl, ";\n") {
+	for q := range strings.SplitSeq(ddl, ";\n") {
 		l.must(db, q)
 	}
 	if _, err := tidemark.Attach(l.t.Context(), db, s.setup...); err != nil {
-		l.t.Fatal(err)
-	}
-	l.must(db, `CREATE TRIGGER sim_clock AFTER UPDATE OF clockOffset ON tidemark_state WHEN sim_skew() <> 0 AND NEW.clockOffset IS NOT OLD.clockOffset BEGIN
-		UPDATE tidemark_state SET clockOffset = NEW.clockOffset - sim_skew(); END`)
-	if _, err := tidemark.Attach(l.t.Context(), db); err != nil { // it has seen that trigger
 		l.t.Fatal(err)
 	}
 	l.must(db, `UPDATE tidemark_state SET installationId = ''`)
@@ -101,8 +96,8 @@ type simWorld struct {
 	numbers  int
 	syncing  int // how deep: devices sync while others do
 	healing  bool
-	verbose  bool
 	trace    []string
+	dump     string // what the server holds in the end, rows and records
 	problems []string
 	class    string
 	counts   simCounts
@@ -113,20 +108,21 @@ type simCounts struct{ cycles, faults, edits, devices, conflicts int }
 
 // simDevice is one installation: a process and its file.
 type simDevice struct {
-	name    string
-	path    string
-	old     bool
-	offset  time.Duration // its clock's error
-	disk    *simDisk
-	db      *bun.DB // the engine's
-	app     *sql.DB // the application's
-	p       *tidemark.Pipeline
-	remote  *memory.Remote
-	port    *simPort
-	store   *memory.Store
-	syncing bool
-	rnd     *rand.Rand // of the cycle that runs
-	repeat  int
+	name     string
+	path     string
+	old      bool
+	upgraded bool          // since its last cycle
+	offset   time.Duration // its clock's error
+	disk     *simDisk
+	db       *bun.DB // the engine's
+	app      *sql.DB // the application's
+	p        *tidemark.Pipeline
+	remote   *memory.Remote
+	port     *simPort
+	store    *memory.Store
+	syncing  bool
+	rnd      *rand.Rand // of the cycle that runs
+	repeat   int
 }
 
 type simCopy struct {
@@ -150,7 +146,7 @@ func (l *simLab) run(story simStory, variant *simVariant) *simWorld {
 	if err := os.Mkdir(w.dir, 0o700); err != nil {
 		l.t.Fatal(err)
 	}
-	defer os.RemoveAll(w.dir) //nolint:errcheck // the test's folder goes in the end
+	defer os.RemoveAll(w.dir)
 	synctest.Test(l.t, func(t *testing.T) {
 		cryptotest.SetGlobalRandom(t, story.seed)
 		simRunning.Store(w)
@@ -160,6 +156,9 @@ func (l *simLab) run(story simStory, variant *simVariant) *simWorld {
 			if r := recover(); r != nil && r != (simStop{}) {
 				w.note("panic", "%v\n%s", r, debug.Stack())
 			}
+		}()
+		defer func() {
+			w.dump = fmt.Sprintf("%+v\n%+v\n%+v", w.server.Dump(), w.server.DumpDevices(), w.server.Bill())
 		}()
 		w.live()
 	})
@@ -242,9 +241,9 @@ func (w *simWorld) act(a simAction) {
 	case simEdit:
 		w.edit(d, rnd)
 	case simSync:
-		w.sync(d, rnd)
+		_, _ = w.sync(d, rnd) // it may fail: the next one goes on
 	case simWait:
-		wait := []time.Duration{time.Second, time.Minute, 10 * time.Minute, 2 * time.Hour, 50 * time.Hour}[rnd.IntN(5)]
+		wait := []time.Duration{time.Second, time.Minute, 10 * time.Minute, 2 * time.Hour, 50 * time.Hour, 100 * 24 * time.Hour}[rnd.IntN(6)]
 		w.tell("%v pass", wait)
 		w.wait(wait + time.Duration(rnd.IntN(1000))*time.Millisecond)
 	case simClone: // identity and all
@@ -338,7 +337,7 @@ func (w *simWorld) open(path string, old bool, rnd *rand.Rand) *simDevice {
 	w.counts.devices++
 	d.name = fmt.Sprintf("d%d", w.counts.devices)
 	d.port = &simPort{Remote: d.remote, w: w, d: d}
-	w.boot(d, int64(1+rnd.IntN(20)))
+	w.boot(d, int64(3+rnd.IntN(40)))
 	w.devices = append(w.devices, d)
 	return d
 }
@@ -347,6 +346,8 @@ func (w *simWorld) boot(d *simDevice, backup int64) {
 	d.disk = &simDisk{}
 	d.db = bun.NewDB(openSim(simDSN(d.path, true), d.disk), sqlitedialect.New())
 	d.app = openSim(simDSN(d.path, false), d.disk)
+	d.db.SetMaxOpenConns(4)
+	d.app.SetMaxOpenConns(1)
 	if w.variant != nil && w.variant.opened != nil {
 		w.must(w.variant.opened(d.db.DB, w.schema), "variant")
 	}
@@ -364,12 +365,6 @@ func (w *simWorld) boot(d *simDevice, backup int64) {
 		tidemark.WithTakeover(time.Duration(backup%2)*time.Hour), // everybody at once, or in turns
 		tidemark.WithBus(func() tidemark.Bus { return newSimBus(d.rnd, d.repeat, true) }))
 	w.must(err, "open "+d.name)
-}
-
-// restart is what follows a death: the file is what the disk holds.
-func (w *simWorld) restart(d *simDevice) {
-	d.close()
-	w.boot(d, 5)
 }
 
 func (w *simWorld) restore(rnd *rand.Rand) {
@@ -419,7 +414,7 @@ func (w *simWorld) rollback(d *simDevice) {
 		w.must(copyPath(c.path, d.path), "roll back")
 		w.copies = slices.Delete(w.copies, i, i+1)
 		d.old = c.old
-		w.boot(d, 5)
+		w.boot(d, 20)
 		w.tell("%s is rolled back to %s", d.name, c.at.UTC().Format("02T15:04:05"))
 		return
 	}
@@ -440,11 +435,13 @@ func (w *simWorld) upgrade(d *simDevice) {
 	if !d.old {
 		return
 	}
-	for _, q := range strings.Split(w.schema.update, ";\n") {
+	for q := range strings.SplitSeq(w.schema.update, ";\n") {
 		_, err := d.app.Exec(q)
 		w.must(err, q)
 	}
-	d.old = false
+	_, err := tidemark.Attach(context.Background(), d.db, w.schema.setup...)
+	w.must(err, "attach again")
+	d.old, d.upgraded = false, true
 	w.tell("%s is upgraded", d.name)
 }
 

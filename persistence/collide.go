@@ -123,7 +123,18 @@ func (s *settler) repoint(parent *applier, id string, children []orphan) error {
 		if len(key) == 0 {
 			continue
 		}
-		if err := s.tx.exec("UPDATE"+s.byName[o.child.child.Name].or+" "+quote(o.child.child.Name)+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(slices.Clone(key), o.id)...); err != nil {
+		a, err := s.applier(s.byName[o.child.child.Name])
+		if err != nil {
+			return err
+		}
+		before, err := a.naturalKeys(o.id)
+		if err != nil {
+			return err
+		}
+		if err := s.tx.exec("UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(slices.Clone(key), o.id)...); err != nil {
+			return err
+		}
+		if err := a.follow(o.id, before); err != nil {
 			return err
 		}
 	}

@@ -98,8 +98,13 @@ func (a *applier) againstTombstone(d *messages.Document) (out outcome, done bool
 	if version >= d.UpdateTime {
 		return skipped, true, nil
 	}
+	if d.Deleted && dirty && survivor == "" && d.Survivor == "" && on > d.UpdatedOn {
+		// Deleted on both sides: the later time goes up, for edits that it beats.
+		return applied, true, a.tx.exec(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ? WHERE tableName = ? AND clientId = ?`,
+			d.UpdateTime, a.p.t.Name, d.ID)
+	}
 	if d.Deleted {
-		return applied, true, a.tombstone(d) // deleted on both sides
+		return applied, true, a.tombstone(d)
 	}
 	if survivor != "" { // merged into another row: it never comes back
 		if err := a.tx.exec(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ?, isDirty = 1, updatedBy = ?,

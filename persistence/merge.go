@@ -298,8 +298,15 @@ func (s *settler) moveTo(parent *applier, orphans []orphan, id string) error {
 			return verb + a.p.name + " SET " + strings.Join(set, ", ") + " WHERE clientId = ?"
 		}
 		args := append(slices.Clone(key), o.id)
+		before, err := a.naturalKeys(o.id) // its own key may be made of its parent's
+		if err != nil {
+			return err
+		}
 		if _, err := s.tx.run(statement("UPDATE"+a.p.or+" "), args...); err == nil {
 			if err := a.edited(o.id); err != nil {
+				return err
+			}
+			if err := a.follow(o.id, before); err != nil {
 				return err
 			}
 			continue
@@ -321,6 +328,9 @@ func (s *settler) moveTo(parent *applier, orphans []orphan, id string) error {
 			}
 			if winner == o.id {
 				if _, err := s.tx.run(statement("UPDATE"+a.p.or+" "), args...); err != nil && !collision(err) {
+					return err
+				}
+				if err := a.follow(o.id, before); err != nil {
 					return err
 				}
 			}

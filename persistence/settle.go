@@ -53,7 +53,7 @@ func (l *Local) settle(ctx context.Context, plans []*plan, asked map[string][]st
 				return err
 			}
 		}
-		if err := s.undelete(fetched); err != nil {
+		if err := s.undelete(fetched, false); err != nil {
 			return err
 		}
 		if err := s.inbox(); err != nil {
@@ -79,6 +79,9 @@ func (l *Local) settle(ctx context.Context, plans []*plan, asked map[string][]st
 				return err
 			}
 			if err := s.inbox(); err != nil {
+				return err
+			}
+			if err := s.undelete(fetched, true); err != nil {
 				return err
 			}
 			if err := s.collisions(); err != nil {
@@ -370,8 +373,9 @@ func (s *settler) want(k docKey) error {
 
 // undelete brings back rows that were deleted here and got a child elsewhere: as
 // they are on the server when they live there, otherwise as an edit that revives
-// the document.
-func (s *settler) undelete(fetched []messages.Document) error {
+// the document. Where its unique key is taken it has to wait until the deletes have
+// been applied; then it is merged with the row that has it.
+func (s *settler) undelete(fetched []messages.Document, deletesDone bool) error {
 	if len(fetched) == 0 {
 		return nil
 	}
@@ -421,6 +425,20 @@ func (s *settler) undelete(fetched []messages.Document) error {
 				}
 				continue
 			}
+			if out == collides && !deletesDone {
+				continue
+			}
+			if err := a.dropTombstone(d.ID); err != nil {
+				return err
+			}
+			if out == collides && p.options.Unique != SetAside {
+				if progress, err = s.mergeWhole(a, &d); err != nil {
+					return err
+				}
+				if progress {
+					continue
+				}
+			}
 			if out != applied {
 				if err := a.file(&d, dead); err != nil {
 					return err
@@ -428,9 +446,6 @@ func (s *settler) undelete(fetched []messages.Document) error {
 				continue
 			}
 			progress = true
-			if err := a.dropTombstone(d.ID); err != nil {
-				return err
-			}
 			if wasDeleted {
 				if err := s.tx.exec(`UPDATE `+p.name+` SET isDirty = 1, updatedOn = ?, updatedBy = ? WHERE clientId = ?`, d.UpdatedOn+1, a.me, d.ID); err != nil {
 					return err

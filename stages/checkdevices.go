@@ -16,6 +16,7 @@ const overlap = 300 * time.Second
 
 // Tracker remembers what has been seen of every device.
 type Tracker interface {
+	StageDone(ctx context.Context, cycle string, round int, stage string) (bool, error)
 	// Clock is the clock that stamps rows, in Unix ms.
 	Clock(ctx context.Context) (int64, error)
 	Standing(ctx context.Context) (messages.Standing, error)
@@ -40,8 +41,12 @@ func NewCheckDevices(remote DeviceReader, tracker Tracker) *CheckDevices {
 	return &CheckDevices{remote, tracker}
 }
 
-// Handle asks once. An idle answer is empty and billed one read.
+// Handle asks once a round, also when its message is repeated: a second answer would
+// set targets that nobody downloads. An idle answer is empty and billed one read.
 func (s *CheckDevices) Handle(ctx context.Context, in messages.SyncRequested) ([]messages.DevicesChecked, error) {
+	if done, err := s.tracker.StageDone(ctx, in.Cycle, in.Round, messages.StageCheckDevices); err != nil || done {
+		return nil, err
+	}
 	step := messages.Step{Cycle: in.Cycle, Round: in.Round, Stage: messages.StageCheckDevices, Started: time.Now()}
 	st, err := s.tracker.Standing(ctx)
 	if err != nil {

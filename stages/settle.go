@@ -3,6 +3,8 @@ package stages
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/tidemark-sync/tidemark/messages"
@@ -68,7 +70,8 @@ func (s *Settle) settle(ctx context.Context, cycle string, round int, readTime i
 			return []messages.DownloadSettled{{Cycle: cycle, Round: round, Again: out.Again}}, nil
 		}
 		step.Counts.Add(out.Counts)
-		for table, ids := range out.Lookup {
+		for _, table := range slices.Sorted(maps.Keys(out.Lookup)) { // in order: a cycle can be repeated exactly
+			ids := out.Lookup[table]
 			page, err := s.remote.Documents(ctx, table, ids, readTime)
 			if err != nil {
 				return nil, fmt.Errorf("read deleted parents of table %q: %w", table, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -155,8 +156,8 @@ func (s *Upload) moved(ctx context.Context, c messages.Commit, counts *messages.
 		ids[w.Document.Table] = append(ids[w.Document.Table], w.Document.ID)
 	}
 	var now []messages.Document
-	for table, list := range ids {
-		page, err := s.remote.Documents(ctx, table, list, 0)
+	for _, table := range slices.Sorted(maps.Keys(ids)) {
+		page, err := s.remote.Documents(ctx, table, ids[table], 0)
 		if err != nil {
 			return nil, false, fmt.Errorf("read the documents of a commit that moved: %w", err)
 		}
