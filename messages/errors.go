@@ -21,6 +21,12 @@ var (
 	ErrReadTimeTooOld = errors.New("read time too old")
 )
 
+// ErrDamaged: a snapshot is not what its maker uploaded.
+var ErrDamaged = errors.New("the snapshot is damaged")
+
+// ErrWrongKey: none of the keys opens what was encrypted.
+var ErrWrongKey = errors.New("none of the keys opens it")
+
 // Class names the error's class for reports and dead letters: "unavailable",
 // "conflict", "rejected", "unauthorized", "not found", "read time too old", or
 // "bug" for an error of no class.
