@@ -104,7 +104,7 @@ type snapshots struct {
 
 func (s *snapshots) take(ctx context.Context) (int64, error) {
 	s.n++
-	snap, body, err := s.local.Snapshot(ctx, fmt.Sprintf("g%03d", s.n), s.current)
+	snap, body, err := s.local.Snapshot(ctx, fmt.Sprintf("g%03d", s.n), int64(s.n), s.current)
 	if err != nil {
 		return 0, err
 	}
@@ -127,7 +127,7 @@ func (s *snapshots) take(ctx context.Context) (int64, error) {
 // restoration is the current snapshot as it was downloaded.
 func (s *snapshots) restoration(open persistence.Opener) persistence.Restoration {
 	r := persistence.Restoration{Snapshot: s.current, Open: open}
-	for _, p := range s.current.Objects() {
+	for _, p := range s.current.Chain() {
 		r.Objects = append(r.Objects, filepath.Join(s.dir, p.Generation))
 	}
 	return r

@@ -53,7 +53,7 @@ type backedUp struct {
 func newBackedUp(t *testing.T, f *fleet, key tidemark.Encryption) *backedUp {
 	t.Helper()
 	s := &backedUp{fleet: f, key: key, path: filepath.Join(f.dir, "mine.db"), all: map[string][]byte{}}
-	opts := []tidemark.Option{eager()}
+	opts := eager()
 	if key != nil {
 		opts = append(opts, tidemark.WithEncryption(key))
 	}
@@ -72,7 +72,7 @@ func newBackedUp(t *testing.T, f *fleet, key tidemark.Encryption) *backedUp {
 	if n := len(s.good.Current.Parts); n != 2 {
 		t.Fatalf("the snapshot has %d parts", n)
 	}
-	for _, o := range s.good.Current.Objects() {
+	for _, o := range s.good.Current.Chain() {
 		s.all[o.Key] = get(t, f.store(), o.Key)
 	}
 	if err := s.restore(t.Context(), tidemark.RestoreGeneration(s.good.Older[2].Generation)); err != nil {
@@ -163,7 +163,7 @@ func TestDamagedObjects(t *testing.T) {
 				}
 				s.untouched(t)
 			}
-			for i, o := range s.good.Current.Objects() {
+			for i, o := range s.good.Current.Chain() {
 				good := s.all[o.Key]
 				// age: the version's line, the stanza, its body, the MAC, the payload; zstd: magic
 				// number, frame header, our header, blocks, the checksum.
@@ -259,7 +259,7 @@ func TestForgedManifests(t *testing.T) {
 		}, tidemark.ErrDamaged},
 		"the other whole one below": {func(_ *testing.T, s *backedUp) messages.Manifest {
 			m := s.good
-			m.Current.Parts = append([]messages.Part{m.Older[2].Objects()[0]}, m.Current.Parts[1:]...)
+			m.Current.Parts = append([]messages.Part{m.Older[2].Chain()[0]}, m.Current.Parts[1:]...)
 			return m
 		}, tidemark.ErrDamaged},
 		"no word of encryption": {func(_ *testing.T, s *backedUp) messages.Manifest {
@@ -507,8 +507,10 @@ func TestTheFirstFormatStillRestores(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.a.holds(s.path)
-	s.a.exec(`UPDATE note SET title = 'newer' WHERE id = 1`)
-	s.a.sync()
+	for _, title := range []string{"newer", "newest"} { // the first sync learns of the snapshot
+		s.a.exec(`UPDATE note SET title = ? WHERE id = 1`, title)
+		s.a.sync()
+	}
 	m := manifest(t, s.store())
 	if m.Format != 2 || m.Current.Format != 2 || len(m.Older) != 1 || m.Older[0].Format > 1 {
 		t.Errorf("the next manifest: %+v", m)

@@ -20,7 +20,9 @@ import (
 )
 
 // eager backs up after every change.
-func eager() tidemark.Option { return tidemark.WithBackup(1, time.Hour, 3) }
+func eager(more ...tidemark.Option) []tidemark.Option {
+	return append([]tidemark.Option{tidemark.WithBackup(1, time.Hour, 3), tidemark.WithDailySnapshots(0), tidemark.WithTakeover(0)}, more...)
+}
 
 func get(t *testing.T, store tidemark.SnapshotStore, key string) []byte {
 	t.Helper()
@@ -134,7 +136,7 @@ func TestEverySnapshotOfAChainRestores(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := newFleet(t, pragma+";"+notesSchema)
-			opts := []tidemark.Option{eager()}
+			opts := eager()
 			var restoring []tidemark.RestoreOption
 			if name == "encrypted" {
 				key, _ := newKey(t)
@@ -162,14 +164,17 @@ func TestEverySnapshotOfAChainRestores(t *testing.T) {
 					t.Fatalf("snapshot %d, of %d parts: %v", i, len(m.Current.Parts), err)
 				}
 				a.holds(path)
-				named := []string{messages.ManifestKey}
-				for _, s := range m.All() {
-					for _, p := range s.Objects() {
+				var named []string
+				for _, s := range m.Snapshots() {
+					for _, p := range s.Chain() {
 						named = append(named, p.Key)
 					}
 				}
+				for _, r := range m.Retired { // a restore may still be reading them
+					named = append(named, r.Key)
+				}
 				slices.Sort(named)
-				objects, err := f.store().List(t.Context(), "")
+				objects, err := f.store().List(t.Context(), messages.SnapshotPrefix)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -200,7 +205,7 @@ func TestEverySnapshotOfAChainRestores(t *testing.T) {
 // snapshot.
 func TestAChainEnds(t *testing.T) {
 	f := newFleet(t, notesSchema)
-	a := f.device("a", eager())
+	a := f.device("a", eager()...)
 	fill(a, 2000)
 	most, whole := 0, 0
 	for i := range 24 {
@@ -211,8 +216,8 @@ func TestAChainEnds(t *testing.T) {
 		if len(s.Parts) == 0 {
 			whole++
 		}
-		if s.Download() > s.Objects()[0].Size*3/2 {
-			t.Errorf("a restore reads %d bytes, a whole snapshot has %d", s.Download(), s.Objects()[0].Size)
+		if s.Download() > s.Chain()[0].Size*3/2 {
+			t.Errorf("a restore reads %d bytes, a whole snapshot has %d", s.Download(), s.Chain()[0].Size)
 		}
 	}
 	if most < 10 || most > 20 || whole != 2 {
@@ -256,16 +261,16 @@ func TestAWholeSnapshotFollows(t *testing.T) {
 			return a
 		}},
 		"a key where there was none": {do: func(f *fleet, a *device) *device {
-			return f.on(a.path, a.db, eager(), tidemark.WithEncryption(old))
+			return f.on(a.path, a.db, eager(tidemark.WithEncryption(old))...)
 		}, open: func() tidemark.Encryption { return old }},
 		"another device": {do: func(f *fleet, a *device) *device {
-			b := f.restore("b", eager())
+			b := f.restore("b", eager()...)
 			return b
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFleet(t, notesSchema)
-			a := f.device("a", eager())
+			a := f.device("a", eager()...)
 			fill(a, 1000)
 			a.sync()
 			a.exec(`UPDATE note SET title = 'changed' WHERE id = 5`)
@@ -294,12 +299,12 @@ func TestAWholeSnapshotFollows(t *testing.T) {
 	}
 	t.Run("another key", func(t *testing.T) {
 		f := newFleet(t, notesSchema)
-		a := f.device("a", eager(), tidemark.WithEncryption(old))
+		a := f.device("a", eager(tidemark.WithEncryption(old))...)
 		fill(a, 1000)
 		a.sync()
 		first := manifest(t, f.store()).Current.Generation
 		next, nextFile := newKey(t)
-		a = f.on(a.path, a.db, eager(), tidemark.WithEncryption(keyOf(t, age.Config{Identities: []string{nextFile, oldFile}})))
+		a = f.on(a.path, a.db, eager(tidemark.WithEncryption(keyOf(t, age.Config{Identities: []string{nextFile, oldFile}})))...)
 		a.exec(`UPDATE note SET title = 'changed' WHERE id = 5`)
 		a.sync()
 		path := filepath.Join(f.dir, "restored.db")
@@ -319,7 +324,7 @@ func TestAWholeSnapshotFollows(t *testing.T) {
 // What was deleted before a snapshot does not travel in the free pages of its file.
 func TestDeletedRowsDoNotTravel(t *testing.T) {
 	f := newFleet(t, notesSchema)
-	a := f.device("a", eager())
+	a := f.device("a", eager()...)
 	fill(a, 500)
 	a.exec(`INSERT INTO note (notebook, title, body) SELECT 1, 'old', replace(hex(zeroblob(2000)), '00', 'forget me ') FROM note LIMIT 50`)
 	a.exec(`PRAGMA wal_checkpoint(TRUNCATE)`)
