@@ -146,10 +146,8 @@ the scope below which the collections live, or file:///DIR. A store is
 s3://BUCKET/PREFIX[?region=…&endpoint=…] or file:///DIR. What no flag says is
 read from TIDEMARK_DB, TIDEMARK_REMOTE and TIDEMARK_STORE, then from the file
 tidemark.yaml (db, remote, store, every, exclude, key-file, recipients).
-Credentials come from where gcloud and aws keep them.
-
-Snapshots are encrypted with the age key in --key-file or TIDEMARK_KEY_FILE, for
-the recipients in tidemark.yaml, or with the passphrase in TIDEMARK_PASSPHRASE.
+Credentials come from where gcloud and aws keep them; the key for snapshots also
+from TIDEMARK_KEY_FILE or, as a passphrase, TIDEMARK_PASSPHRASE.
 `
 
 func (a *app) root() *cobra.Command {
