@@ -21,11 +21,13 @@ var (
 	ErrReadTimeTooOld = errors.New("read time too old")
 )
 
-// ErrDamaged: a snapshot is not what its maker uploaded.
-var ErrDamaged = errors.New("the snapshot is damaged")
-
-// ErrWrongKey: none of the keys opens what was encrypted.
-var ErrWrongKey = errors.New("none of the keys opens it")
+// What can be wrong with a snapshot itself.
+var (
+	// ErrDamaged: it is not what its maker uploaded.
+	ErrDamaged = errors.New("the snapshot is damaged")
+	// ErrWrongKey: none of the keys opens what was encrypted.
+	ErrWrongKey = errors.New("none of the keys opens it")
+)
 
 // Class names the error's class for reports and dead letters: "unavailable",
 // "conflict", "rejected", "unauthorized", "not found", "read time too old", or

@@ -55,7 +55,7 @@ func scopeOf(ctx context.Context, remote setting) (string, error) {
 	}
 	r, closer, err := openRemote(ctx, u)
 	if err != nil {
-		return "", nil //nolint:nilerr // as said
+		return "", nil // as said
 	}
 	defer closer.Close()
 	return r.Scope(), nil
