@@ -457,6 +457,42 @@ func TestAnOlderManifestIsNoticed(t *testing.T) {
 	}
 }
 
+// A database whose file is damaged is not backed up: the snapshot that is there is
+// worth more.
+func TestADamagedDatabaseIsNotBackedUp(t *testing.T) {
+	s := newBackedUp(t, newFleet(t, notesSchema), nil)
+	var page, size int64
+	if err := s.a.db.DB.QueryRow(`SELECT max(pageno), max(pgsize) FROM dbstat WHERE name = 'note' AND pagetype = 'leaf'`).Scan(&page, &size); err != nil {
+		t.Fatal(err)
+	}
+	s.a.exec(`PRAGMA wal_checkpoint(TRUNCATE)`)
+	if err := s.a.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.OpenFile(s.a.path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := file.WriteAt([]byte{0x55, 0x55, 0x55}, (page-1)*size); err != nil {
+		t.Fatal(err)
+	}
+	if err := file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before := get(t, s.store(), messages.ManifestKey)
+	broken := s.on(s.a.path, openDB(t, s.a.path), eager()...)
+	broken.exec(`INSERT INTO tag (name) VALUES ('new')`)
+	if _, err := broken.p.Sync(t.Context()); !errors.Is(err, tidemark.ErrNotDatabase) {
+		t.Errorf("sync: %v", err)
+	}
+	if !bytes.Equal(get(t, s.store(), messages.ManifestKey), before) {
+		t.Error("the manifest names another snapshot")
+	}
+	if err := s.restore(t.Context()); err != nil {
+		t.Errorf("the one that was there: %v", err)
+	}
+}
+
 // A manifest of a later version is refused with the remedy, by restore and by backup.
 func TestALaterFormat(t *testing.T) {
 	s := newBackedUp(t, newFleet(t, notesSchema), nil)

@@ -161,6 +161,14 @@ func (l *Local) copyTo(ctx context.Context, m *making) (err error) {
 	if err := drain(ctx, c, `PRAGMA tidemark_snapshot.journal_mode = MEMORY`); err != nil { // a crash discards the copy anyway
 		return explain(err)
 	}
+	// A damaged database must not take the place of one that restores.
+	var verdict string
+	if err := c.QueryRowContext(ctx, `PRAGMA tidemark_snapshot.quick_check(1)`).Scan(&verdict); err != nil {
+		return fmt.Errorf("check the copy: %w", explain(err))
+	}
+	if verdict != "ok" {
+		return fmt.Errorf("%w; the snapshots in the store stay as they are (SQLite's check: %s)", ErrNotDatabase, verdict)
+	}
 	if err := describe(ctx, c, &m.snap); err != nil {
 		return err
 	}

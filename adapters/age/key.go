@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -151,12 +152,20 @@ func recipientOf(id age.Identity) (age.Recipient, string, error) {
 	return nil, "", errors.New("the first identity has no recipient of its own: name the recipients")
 }
 
+// forget gives back what a passphrase has cost before it costs it again.
+func (k *keys) forget() {
+	if k.passphrase != "" {
+		runtime.GC()
+	}
+}
+
 // Seal returns a writer whose Close ends the encrypted text; it does not close dst.
 func (k *Key) Seal(dst io.Writer) (io.WriteCloser, error) {
 	keys, err := k.load()
 	if err != nil {
 		return nil, err
 	}
+	defer keys.forget()
 	w, err := age.Encrypt(dst, keys.recipients...)
 	if err != nil {
 		return nil, fmt.Errorf("encrypt: %w", err)
@@ -174,6 +183,7 @@ func (k *Key) Open(src io.Reader) (io.Reader, error) {
 	if len(keys.identities) == 0 {
 		return nil, fmt.Errorf("there are only recipients, which encrypt: give the identity file too: %w", messages.ErrWrongKey)
 	}
+	defer keys.forget()
 	r, err := age.Decrypt(src, keys.identities...)
 	if _, none := errors.AsType[*age.NoIdentityMatchError](err); none {
 		return nil, fmt.Errorf("decrypt: %w", messages.ErrWrongKey)
@@ -195,6 +205,7 @@ func (k *Key) Fingerprint(salt string) (string, error) {
 		sum := sha256.Sum256([]byte(salt + "\n" + strings.Join(keys.names, "\n")))
 		return hex.EncodeToString(sum[:16]), nil
 	}
+	defer keys.forget()
 	sum, err := scrypt.Key([]byte(keys.passphrase), []byte(salt), 1<<workFactor, 8, 1, 16)
 	if err != nil {
 		return "", fmt.Errorf("derive the fingerprint: %w", err)
