@@ -114,6 +114,8 @@ func (s *BackUp) backUp(ctx context.Context, counts *messages.Counts) (string, e
 		return "", nil
 	case err != nil || found == rolledBack && st.Seen.Covers(old.Current.Seen):
 		// There is none, or it is older than it was: a new one mends both.
+	case found == rolledBack:
+		return "", s.snapshots.AwaitTurn(ctx) // once we have seen the rest
 	case old.Current.Generation != st.Generation:
 		return "", s.snapshots.BackedUp(ctx, old.Current) // somebody made the one that was due
 	case !st.Seen.Covers(old.Current.Seen):
