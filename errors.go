@@ -49,6 +49,14 @@ var (
 	// ErrNoConditions: the snapshot store ignores conditional writes; see
 	// WithUnconditionalStore.
 	ErrNoConditions = stages.ErrNoConditions
+	// ErrNewer: a snapshot was made by a newer version.
+	ErrNewer = persistence.ErrNewer
+	// ErrNoKey: a snapshot is encrypted and no key was given; ErrWrongKey: none of
+	// those that were given opens it.
+	ErrNoKey    = persistence.ErrNoKey
+	ErrWrongKey = messages.ErrWrongKey
+	// ErrNotEncrypted: a snapshot is not encrypted although a key was given.
+	ErrNotEncrypted = persistence.ErrNotEncrypted
 	// ErrInvalidOption: an option was refused by New.
 	ErrInvalidOption = errors.New("invalid option")
 	// ErrClosed: the pipeline was closed.

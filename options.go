@@ -28,6 +28,7 @@ type settings struct {
 
 	resolvers map[string]persistence.Resolver
 	bus       func() Bus // nil: a GoChannel
+	encrypt   Encryption
 }
 
 func defaults() settings {
@@ -67,6 +68,19 @@ func WithLogger(log *zap.Logger) Option {
 			return fmt.Errorf("%w: WithLogger needs a logger", ErrInvalidOption)
 		}
 		s.log = log
+		return nil
+	}
+}
+
+// WithEncryption encrypts snapshots; adapters/age has keys and passphrases. Without it
+// they are not encrypted, which the log and every Report say. Changing the key takes
+// effect with the next snapshot; the older ones stay readable with the older key.
+func WithEncryption(e Encryption) Option {
+	return func(s *settings) error {
+		if e == nil {
+			return fmt.Errorf("%w: WithEncryption needs a key", ErrInvalidOption)
+		}
+		s.encrypt = e
 		return nil
 	}
 }

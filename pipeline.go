@@ -32,6 +32,9 @@ type SnapshotStore interface {
 	stages.ObjectStore
 }
 
+// Encryption keeps snapshots from those who can read the bucket. adapters/age has one.
+type Encryption = persistence.Encryption
+
 // Pipeline keeps one database in step with one remote.
 type Pipeline struct {
 	db     *bun.DB
@@ -62,6 +65,9 @@ func New(ctx context.Context, db *bun.DB, remote Remote, store SnapshotStore, op
 	}
 	p.local.SetResolvers(p.set.resolvers)
 	p.local.SetDeleteGuard(p.set.guard)
+	if store != nil && p.set.encrypt == nil {
+		p.set.log.Warn("snapshots are not encrypted: who can read the store can read the rows (WithEncryption)")
+	}
 	path, err := p.local.Path(ctx)
 	if err != nil {
 		return nil, err
@@ -136,6 +142,7 @@ func (p *Pipeline) sync(ctx context.Context, full bool) (Report, error) {
 	if err := p.local.CheckScope(ctx, p.remote.Scope()); err != nil {
 		return Report{}, err
 	}
+	p.local.ForSnapshots(p.remote.Scope(), p.set.encrypt)
 	cycle := newCycle()
 	var again bool
 	for round := range p.set.rounds {
@@ -154,6 +161,9 @@ func (p *Pipeline) sync(ctx context.Context, full bool) (Report, error) {
 		}
 	}
 	report, rerr := p.report(context.WithoutCancel(ctx), cycle)
+	for _, w := range report.Warnings {
+		p.set.log.Warn(w)
+	}
 	report.InStep = err == nil && !again && rerr == nil
 	if err == nil {
 		err = rerr

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,20 +21,38 @@ import (
 
 // Restored says what a restore brought back.
 type Restored struct {
-	Generation string            `json:"generation"`
-	DeviceID   string            `json:"deviceId"`
-	Bytes      int64             `json:"bytes"`
-	Store      messages.StoreUse `json:"store"`
+	Generation string `json:"generation"`
+	DeviceID   string `json:"deviceId"`
+	// Kept is the file that was there before, if it had rows that no other device has;
+	// see RestoreKeepUnsynced.
+	Kept      string            `json:"kept,omitempty"`
+	Bytes     int64             `json:"bytes"`
+	Encrypted bool              `json:"encrypted"`
+	Store     messages.StoreUse `json:"store"`
 }
 
 type restoreSettings struct {
 	driver     string
 	generation string
 	asOf       time.Time
-	progress   func(done, total int64)
+	scope      string
+	keep       bool
+	encryption Encryption
+	progress   func(phase Phase, done, total int64)
 }
 
-// RestoreOption changes a default of Restore.
+// Phase is what a restore is at: PhaseDownload, PhaseUnpack, PhaseCheck, PhaseInstall.
+type Phase = string
+
+// The phases of a restore, in their order.
+const (
+	PhaseDownload Phase = persistence.PhaseDownload
+	PhaseUnpack   Phase = persistence.PhaseUnpack
+	PhaseCheck    Phase = persistence.PhaseCheck
+	PhaseInstall  Phase = persistence.PhaseInstall
+)
+
+// RestoreOption changes a default of Restore and Verify.
 type RestoreOption func(*restoreSettings)
 
 // RestoreDriver names the database/sql driver to check the file with; it is given
@@ -43,30 +62,57 @@ func RestoreDriver(name string) RestoreOption {
 	return func(s *restoreSettings) { s.driver = name }
 }
 
-// RestoreProgress is called with the bytes downloaded so far, and all.
-func RestoreProgress(f func(done, total int64)) RestoreOption {
+// RestoreKey gives the key of an encrypted snapshot. One that is not encrypted is then
+// refused with ErrNotEncrypted.
+func RestoreKey(e Encryption) RestoreOption {
+	return func(s *restoreSettings) { s.encryption = e }
+}
+
+// RestoreScope refuses a snapshot of another remote's rows with ErrOtherScope; scope is
+// what the remote's Scope says.
+func RestoreScope(scope string) RestoreOption {
+	return func(s *restoreSettings) { s.scope = scope }
+}
+
+// RestoreKeepUnsynced lets a restore go on where ErrUnsynced would refuse it: the file
+// that is there is kept beside, under the name that Restored.Kept says. It stays a
+// device of its own: one Sync of it uploads its rows by the normal rules, and then it
+// may go.
+func RestoreKeepUnsynced() RestoreOption {
+	return func(s *restoreSettings) { s.keep = true }
+}
+
+// RestoreProgress is called with how far the phase is: bytes while it downloads and
+// unpacks.
+func RestoreProgress(f func(phase Phase, done, total int64)) RestoreOption {
 	return func(s *restoreSettings) { s.progress = f }
+}
+
+func restoring(opts []RestoreOption) (restoreSettings, persistence.Opener, error) {
+	s := restoreSettings{progress: func(Phase, int64, int64) {}}
+	for _, o := range opts {
+		o(&s)
+	}
+	open, err := s.opener()
+	return s, open, err
 }
 
 // Restore puts the newest snapshot in place of the file at path: a new login, or a
 // lost device. It is checked first (checksum, integrity, foreign keys, version) and
 // gets an installation id of its own; until then nothing at path is touched. A file
-// there with rows that were never uploaded is refused with ErrUnsynced. The next
-// Sync downloads what came after the snapshot.
+// there with rows that were never uploaded is refused with ErrUnsynced. A download
+// that was cut off goes on where it was, also in another process. The next Sync
+// downloads what came after the snapshot.
 func Restore(ctx context.Context, path string, store SnapshotStore, opts ...RestoreOption) (Restored, error) {
-	s := restoreSettings{progress: func(int64, int64) {}}
-	for _, o := range opts {
-		o(&s)
-	}
 	var out Restored
-	open, err := s.opener()
+	s, open, err := restoring(opts)
 	if err != nil {
 		return out, err
 	}
 	if path, err = filepath.Abs(path); err != nil {
 		return out, err
 	}
-	if err := persistence.CheckDestination(ctx, path, open); err != nil {
+	if err := persistence.CheckDestination(ctx, path, open); err != nil && !(s.keep && errors.Is(err, ErrUnsynced)) {
 		return out, fmt.Errorf("restore: %w", err)
 	}
 	lock := flock.New(path + ".tidemark-lock")
@@ -79,31 +125,75 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 	if err := persistence.RemoveTemporary(path); err != nil {
 		return out, fmt.Errorf("restore: %w", err)
 	}
-	m, _, err := stages.ReadManifest(ctx, store, &out.Store)
-	if errors.Is(err, messages.ErrNotFound) {
-		return out, fmt.Errorf("restore: there is no snapshot in this store yet: sync a device with it first, or check the URL: %w", err)
+	download := path + ".tidemark-download"
+	r, err := s.fetch(ctx, store, open, download, &out.Store)
+	if err == nil {
+		var kept bool
+		if s.keep {
+			r.Keep = path + ".unsynced-" + time.Now().UTC().Format("20060102T150405.000Z")
+		}
+		if out.DeviceID, kept, err = r.Install(ctx, path); kept {
+			out.Kept = r.Keep
+		}
 	}
 	if err != nil {
+		if ctx.Err() == nil && !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrWrongKey) {
+			_ = os.RemoveAll(download) // the next one does not go on with it
+		}
 		return out, fmt.Errorf("restore: %w", err)
 	}
-	snap, err := s.choose(m)
-	if err != nil {
-		return out, fmt.Errorf("restore: %w", err)
-	}
-	out.Store.Gets++
-	body, _, err := store.Get(ctx, snap.Key, 0)
-	if err != nil {
-		return out, fmt.Errorf("restore: download snapshot %s: %w", snap.Generation, err)
-	}
-	defer body.Close()
-	in := &metered{r: body, total: snap.Size, tell: s.progress}
-	out.DeviceID, err = persistence.Install(ctx, path, open, snap, in)
-	out.Store.BytesDown += in.n
-	if err != nil {
-		return out, fmt.Errorf("restore: %w", err)
-	}
-	out.Generation, out.Bytes = snap.Generation, snap.RawSize
+	out.Generation, out.Bytes, out.Encrypted = r.Snapshot.Generation, r.Snapshot.RawSize, r.Snapshot.Encrypted
+	_ = os.RemoveAll(download) // what stays is in nobody's way
 	return out, nil
+}
+
+// Verified says what a snapshot was found to be.
+type Verified struct {
+	messages.Snapshot
+	Store messages.StoreUse `json:"store"`
+}
+
+// Verify downloads, decrypts and checks a snapshot as a restore does, in the folder for
+// temporary files, and installs nothing.
+func Verify(ctx context.Context, store SnapshotStore, opts ...RestoreOption) (out Verified, err error) {
+	s, open, err := restoring(opts)
+	if err != nil {
+		return out, err
+	}
+	dir, err := os.MkdirTemp("", "tidemark-verify-")
+	if err != nil {
+		return out, fmt.Errorf("verify: make room: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	r, err := s.fetch(ctx, store, open, filepath.Join(dir, "download"), &out.Store)
+	if err == nil {
+		err = r.Verify(ctx, dir)
+	}
+	if err != nil {
+		return out, fmt.Errorf("verify: %w", err)
+	}
+	out.Snapshot = r.Snapshot
+	return out, nil
+}
+
+// fetch chooses a snapshot and downloads its objects into a folder.
+func (s restoreSettings) fetch(ctx context.Context, store SnapshotStore, open persistence.Opener, dir string, use *messages.StoreUse) (persistence.Restoration, error) {
+	r := persistence.Restoration{Open: open, Encryption: s.encryption, Scope: s.scope, Tell: s.progress}
+	m, _, err := stages.ReadManifest(ctx, store, use)
+	if errors.Is(err, messages.ErrNotFound) {
+		return r, fmt.Errorf("there is no snapshot in this store yet: sync a device with it first, or check the URL: %w", err)
+	}
+	if err != nil {
+		return r, err
+	}
+	if r.Snapshot, err = s.choose(m); err != nil {
+		return r, err
+	}
+	if err := r.Acceptable(); err != nil {
+		return r, err
+	}
+	r.Objects, err = persistence.Fetch(ctx, store, r.Snapshot, dir, use, func(done, total int64) { s.progress(PhaseDownload, done, total) })
+	return r, err
 }
 
 func (s restoreSettings) opener() (persistence.Opener, error) {
@@ -131,17 +221,4 @@ func fileURI(path string) string {
 		path = "/" + path // a Windows drive
 	}
 	return (&url.URL{Scheme: "file", Path: path}).String()
-}
-
-type metered struct {
-	r        interface{ Read([]byte) (int, error) }
-	n, total int64
-	tell     func(done, total int64)
-}
-
-func (m *metered) Read(p []byte) (int, error) {
-	n, err := m.r.Read(p)
-	m.n += int64(n)
-	m.tell(m.n, m.total)
-	return n, err
 }

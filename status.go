@@ -20,6 +20,10 @@ type Report struct {
 	Stages []StageTime                     `json:"stages"`
 	// Snapshot is the generation of a snapshot that this cycle made, or nil.
 	Snapshot *string `json:"snapshot"`
+	// Encrypted: the snapshots of this pipeline are.
+	Encrypted bool `json:"encrypted"`
+	// Warnings are what a person should look at: a store that somebody tampered with.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // StageTime is how long one step took, in milliseconds.
@@ -46,7 +50,7 @@ func (p *Pipeline) report(ctx context.Context, cycle string) (Report, error) {
 	if err != nil {
 		return r, err
 	}
-	r.DeviceID = h.InstallationID
+	r.DeviceID, r.Encrypted = h.InstallationID, p.set.encrypt != nil
 	steps, err := p.local.Steps(ctx, cycle)
 	if err != nil {
 		return r, err
@@ -62,7 +66,7 @@ func (p *Pipeline) report(ctx context.Context, cycle string) (Report, error) {
 	if sum.Tables != nil {
 		r.Tables = sum.Tables
 	}
-	r.Billed, r.Store = sum.Billed, sum.Store
+	r.Billed, r.Store, r.Warnings = sum.Billed, sum.Store, sum.Warnings
 	return r, nil
 }
 

@@ -222,7 +222,7 @@ func TestARowWrittenWhileARestoreDownloads(t *testing.T) {
 	b.sync()
 	b.db.Close()
 	var once sync.Once
-	_, err := tidemark.Restore(t.Context(), b.path, f.store(), tidemark.RestoreProgress(func(done, total int64) {
+	_, err := tidemark.Restore(t.Context(), b.path, f.store(), tidemark.RestoreProgress(func(tidemark.Phase, int64, int64) {
 		once.Do(func() {
 			db := openDB(t, b.path)
 			if _, err := db.DB.Exec(`INSERT INTO tag (name) VALUES ('precious')`); err != nil {

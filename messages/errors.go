@@ -21,6 +21,14 @@ var (
 	ErrReadTimeTooOld = errors.New("read time too old")
 )
 
+// What can be wrong with a snapshot itself.
+var (
+	// ErrDamaged: it is not what its maker uploaded.
+	ErrDamaged = errors.New("the snapshot is damaged")
+	// ErrWrongKey: none of the keys opens what was encrypted.
+	ErrWrongKey = errors.New("none of the keys opens it")
+)
+
 // Class names the error's class for reports and dead letters: "unavailable",
 // "conflict", "rejected", "unauthorized", "not found", "read time too old", or
 // "bug" for an error of no class.

@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
-// ManifestFormat is the version of the manifest and of the objects it names.
-const ManifestFormat = 1
+// ManifestFormat is the version of the manifest and of the objects it names. Format
+// 1 knew only whole snapshots that are not encrypted; it is still read.
+const ManifestFormat = 2
 
 // ManifestKey is the object that names the current snapshot.
 const ManifestKey = "manifest.json"
@@ -17,13 +19,23 @@ const ManifestKey = "manifest.json"
 type Snapshot struct {
 	// Generation is its name, in the order of making.
 	Generation string `json:"generation"`
+	// Format is the one it was made in, see ManifestFormat; 0 is 1.
+	Format int `json:"format,omitempty"`
 	// Key is the object that holds it.
 	Key string `json:"key"`
 	// Size is the object's, RawSize the database file's, in bytes.
 	Size    int64 `json:"size"`
 	RawSize int64 `json:"rawSize"`
-	// SHA256 of the object, in hexadecimal.
-	SHA256 string `json:"sha256"`
+	// SHA256 of the object, RawSHA256 of the database file, in hexadecimal.
+	SHA256    string `json:"sha256"`
+	RawSHA256 string `json:"rawSha256,omitempty"`
+	// Parts are the objects that a snapshot of changes builds on, in their order:
+	// a whole one, then what changed from each to the next. A whole one has none.
+	Parts []Part `json:"parts,omitempty"`
+	// Encrypted: its objects are.
+	Encrypted bool `json:"encrypted,omitempty"`
+	// Scope is the remote's that the rows were synced with; "" when it cannot tell.
+	Scope string `json:"scope,omitempty"`
 	// Seen is how far it has every device's changes, its maker's included.
 	// Freshness is compared by it, never by a clock.
 	Seen Vector `json:"seen"`
@@ -41,6 +53,62 @@ type Snapshot struct {
 	UserVersion int64 `json:"userVersion"`
 	// Dangling is how many foreign-key violations the database had already.
 	Dangling int64 `json:"dangling,omitempty"`
+}
+
+// Part is one object of a snapshot and the generation it was made for.
+type Part struct {
+	Generation string `json:"generation"`
+	Key        string `json:"key"`
+	Size       int64  `json:"size"`
+	SHA256     string `json:"sha256"`
+}
+
+// Chain are all objects that a restore of the snapshot reads, in their order; the last
+// one is its own.
+func (s Snapshot) Chain() []Part {
+	return append(slices.Clone(s.Parts), Part{s.Generation, s.Key, s.Size, s.SHA256})
+}
+
+// Download is how much a restore of it reads, in bytes.
+func (s Snapshot) Download() int64 {
+	var n int64
+	for _, p := range s.Chain() {
+		n += p.Size
+	}
+	return n
+}
+
+// Header is what an object of format 2 says of itself, inside of its encryption: an
+// object that was put in another's place, or a manifest that was changed, does not
+// pass.
+type Header struct {
+	Format     int    `json:"format"`
+	Generation string `json:"generation"`
+	// Previous is the generation that the changes are against; "" of a whole one.
+	Previous       string           `json:"previous,omitempty"`
+	Scope          string           `json:"scope,omitempty"`
+	Device         string           `json:"device"`
+	MadeOn         int64            `json:"madeOn"`
+	RawSize        int64            `json:"rawSize"`
+	RawSHA256      string           `json:"rawSha256"`
+	PageSize       int              `json:"pageSize"`
+	Seen           Vector           `json:"seen,omitempty"`
+	DownloadedTill map[string]int64 `json:"downloadedTill,omitempty"`
+	Bookkeeping    int              `json:"bookkeeping"`
+	UserVersion    int64            `json:"userVersion"`
+	Dangling       int64            `json:"dangling,omitempty"`
+}
+
+// Header is the one that the snapshot's own object has.
+func (s Snapshot) Header(pageSize int) Header {
+	h := Header{
+		Format: s.Format, Generation: s.Generation, Scope: s.Scope, Device: s.Device, MadeOn: s.MadeOn, RawSize: s.RawSize, RawSHA256: s.RawSHA256,
+		PageSize: pageSize, Seen: s.Seen, DownloadedTill: s.DownloadedTill, Bookkeeping: s.Bookkeeping, UserVersion: s.UserVersion, Dangling: s.Dangling,
+	}
+	if n := len(s.Parts); n > 0 {
+		h.Previous = s.Parts[n-1].Generation
+	}
+	return h
 }
 
 // Manifest names the current snapshot and the older ones that are kept, newest
@@ -72,7 +140,13 @@ func (m Manifest) Snapshots() []Snapshot {
 }
 
 // Objects are the keys of all objects that a restore of s reads.
-func (s Snapshot) Objects() []string { return []string{s.Key} }
+func (s Snapshot) Objects() []string {
+	var keys []string
+	for _, p := range s.Chain() {
+		keys = append(keys, p.Key)
+	}
+	return keys
+}
 
 // ParseManifest reads and checks a manifest; what it cannot trust is ErrRejected.
 func ParseManifest(b []byte) (Manifest, error) {
@@ -107,16 +181,44 @@ func inFolder(key string) bool {
 	return ok && name != "" && name != "." && !strings.ContainsAny(name, "/\\\x00") && !strings.Contains(name, "..")
 }
 
+// maxParts bounds what a hostile manifest makes a restore read.
+const maxParts = 64
+
 func (s Snapshot) validate() error {
 	switch {
 	case s.Generation == "":
 		return errors.New("a snapshot has no generation")
-	case !inFolder(s.Key):
-		return fmt.Errorf("snapshot %s points outside its folder: %q", s.Generation, s.Key)
-	case s.Size <= 0 || s.RawSize <= 0:
+	case s.Format < 0 || s.Format > ManifestFormat:
+		return fmt.Errorf("snapshot %s has format %d, which this program does not know: upgrade it", s.Generation, s.Format)
+	case s.RawSize <= 0:
 		return fmt.Errorf("snapshot %s has no size", s.Generation)
-	case len(s.SHA256) != 64 || strings.Trim(s.SHA256, "0123456789abcdef") != "":
-		return fmt.Errorf("snapshot %s has no checksum", s.Generation)
+	case s.Format < 2 && (len(s.Parts) > 0 || s.Encrypted):
+		return fmt.Errorf("snapshot %s is of a format that has no parts and no encryption", s.Generation)
+	case s.Format >= 2 && !isSHA256(s.RawSHA256):
+		return fmt.Errorf("snapshot %s has no checksum of the file", s.Generation)
+	case len(s.Parts) > maxParts:
+		return fmt.Errorf("snapshot %s consists of more than %d objects", s.Generation, maxParts)
+	}
+	for _, p := range s.Chain() {
+		if err := p.validate(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
+
+func (p Part) validate() error {
+	switch {
+	case p.Generation == "":
+		return errors.New("a part of a snapshot has no generation")
+	case !inFolder(p.Key):
+		return fmt.Errorf("snapshot %s points outside its folder: %q", p.Generation, p.Key)
+	case p.Size <= 0:
+		return fmt.Errorf("snapshot %s has no size", p.Generation)
+	case !isSHA256(p.SHA256):
+		return fmt.Errorf("snapshot %s has no checksum", p.Generation)
+	}
+	return nil
+}
+
+func isSHA256(s string) bool { return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == "" }

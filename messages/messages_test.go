@@ -68,9 +68,13 @@ func TestManifestRefusesWhatItCannotTrust(t *testing.T) {
 		t.Fatalf("%+v, %v", m, err)
 	}
 	for name, change := range map[string][2]string{
-		"newer format":       {`"format":1`, `"format":2`},
+		"newer format":       {`"format":1`, `"format":3`},
 		"no format":          {`"format":1`, `"format":0`},
 		"outside its prefix": {"snapshots/g", "elsewhere/g"},
+		"a newer snapshot":   {`"generation"`, `"format":3,"generation"`},
+		"no file checksum":   {`"generation"`, `"format":2,"generation"`},
+		"encrypted in 1":     {`"generation"`, `"encrypted":true,"generation"`},
+		"a part elsewhere":   {`"generation"`, `"format":2,"rawSha256":"` + sum + `","parts":[{"generation":"f","key":"other/f","size":1,"sha256":"` + sum + `"}],"generation"`},
 		"a folder up":        {"snapshots/g", "snapshots/../g"},
 		"below":              {"snapshots/g", "snapshots/x/g"},
 		"no size":            {`"size":1`, `"size":0`},

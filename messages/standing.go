@@ -103,6 +103,8 @@ type BackupStanding struct {
 	// wait for Big Brother to make the next one; 0: we do not) are Unix ms by the
 	// remote's clock, as this device estimates it: its own clock may be wrong by years.
 	Now, KnownSince, DueSince int64
+	// Encrypts: a snapshot made here is encrypted.
+	Encrypts bool
 }
 
 // Health is a database's state for people: what status shows.

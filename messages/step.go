@@ -26,6 +26,8 @@ type Counts struct {
 	Store  StoreUse               `json:"store,omitzero"`
 	// Snapshot is the generation of a snapshot that the step made.
 	Snapshot string `json:"snapshot,omitempty"`
+	// Warnings are what a person should look at, in whole sentences.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Table adds c to the counts of one table.
@@ -51,6 +53,7 @@ func (c *Counts) Add(o Counts) {
 	c.Store.Gets += o.Store.Gets
 	c.Store.BytesUp += o.Store.BytesUp
 	c.Store.BytesDown += o.Store.BytesDown
+	c.Warnings = append(c.Warnings, o.Warnings...)
 }
 
 // TableCounts counts the rows of one table. Downloaded documents were read from

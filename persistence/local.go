@@ -16,9 +16,13 @@ type Local struct {
 	db   *bun.DB
 	info DeviceInfo
 
+	scope string     // that snapshots are bound to
+	enc   Encryption // of snapshots; nil is none
+
 	mu        sync.Mutex // guards what follows
 	resolvers map[string]Resolver
 	guard     DeleteGuard
+	list      newList
 	schema    *Schema
 	plans     map[string]*plan
 	version   int64

@@ -1,20 +1,14 @@
 package persistence
 
 import (
-	"bufio"
 	"context"
-	"crypto/sha256"
 	"database/sql"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
-
-	"github.com/klauspost/compress/zstd"
 
 	"github.com/tidemark-sync/tidemark/messages"
 )
@@ -24,7 +18,7 @@ var (
 	// ErrUnsynced: the destination holds rows that no other device has.
 	ErrUnsynced = errors.New("the destination has rows that were never synced")
 	// ErrDamaged: the snapshot is not what its maker uploaded.
-	ErrDamaged = errors.New("the snapshot is damaged")
+	ErrDamaged = messages.ErrDamaged
 	// ErrNewer: the snapshot was made by a newer version.
 	ErrNewer = errors.New("the snapshot was made by a newer tidemark: upgrade this program")
 )
@@ -32,40 +26,136 @@ var (
 // Opener opens a database file with the embedder's SQLite driver.
 type Opener func(path string) (*sql.DB, error)
 
-// Install puts a snapshot in place of the file at path: everything is checked on a
+// The phases of a restore, in their order.
+const (
+	PhaseDownload = "download"
+	PhaseUnpack   = "unpack"
+	PhaseCheck    = "check"
+	PhaseInstall  = "install"
+)
+
+// Restoration brings a downloaded snapshot back.
+type Restoration struct {
+	Snapshot messages.Snapshot
+	// Objects are the files of the snapshot's objects, in their order.
+	Objects    []string
+	Open       Opener
+	Encryption Encryption // nil: the snapshot is not to be encrypted
+	// Scope, unless empty, is the one that the rows have to be of.
+	Scope string
+	// Keep, unless empty, is the name that a file gets which is at the destination and has
+	// what no other device has; without it such a file is a refusal.
+	Keep string
+	// Tell, unless nil, hears how far it is: bytes of the file while it is unpacked.
+	Tell func(phase string, done, total int64)
+}
+
+func (r Restoration) tell(phase string, done, total int64) {
+	if r.Tell != nil {
+		r.Tell(phase, done, total)
+	}
+}
+
+// Acceptable refuses a snapshot by what its manifest says, before it is downloaded.
+func (r Restoration) Acceptable() error {
+	s := r.Snapshot
+	switch {
+	case s.Format > messages.ManifestFormat || s.Bookkeeping > formatVersion:
+		return ErrNewer
+	case s.Encrypted && r.Encryption == nil:
+		return ErrNoKey
+	case !s.Encrypted && r.Encryption != nil:
+		return fmt.Errorf("snapshot %s: %w", s.Generation, ErrNotEncrypted)
+	case r.Scope != "" && s.Scope != "" && r.Scope != s.Scope:
+		return fmt.Errorf("snapshot %s: %w: %s, and this is %s: check the store's URL", s.Generation, ErrOtherScope, s.Scope, r.Scope)
+	}
+	return nil
+}
+
+// Install puts the snapshot in place of the file at path: everything is checked on a
 // temporary copy beside it, which then takes the destination's name in one step.
 // Until then nothing at the destination is touched. It returns the new installation
-// id.
-func Install(ctx context.Context, path string, open Opener, snap messages.Snapshot, body io.Reader) (id string, err error) {
-	if snap.Bookkeeping > formatVersion {
-		return "", ErrNewer
+// id, and whether the file that was there was kept.
+func (r Restoration) Install(ctx context.Context, path string) (id string, kept bool, err error) {
+	if err := r.Acceptable(); err != nil {
+		return "", false, err
 	}
-	if err := CheckDestination(ctx, path, open); err != nil {
-		return "", err
+	if _, err := r.destination(ctx, path); err != nil {
+		return "", false, err
 	}
 	dir, err := tempBeside(path)
 	if err != nil {
-		return "", fmt.Errorf("make room beside %s: %w", path, explain(err))
+		return "", false, fmt.Errorf("make room beside %s: %w", path, explain(err))
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	tmp := filepath.Join(dir, "restored.db")
-	if err := unpack(ctx, tmp, snap, body); err != nil {
-		return "", err
+	if err := r.unpack(ctx, tmp); err != nil {
+		return "", false, err
 	}
-	if id, err = inspect(ctx, tmp, open, snap); err != nil {
-		return "", err
+	r.tell(PhaseCheck, 0, 1)
+	if id, err = r.inspect(ctx, tmp, true); err != nil {
+		return "", false, err
 	}
-	if err := CheckDestination(ctx, path, open); err != nil { // somebody may have written meanwhile
-		return "", err
+	r.tell(PhaseInstall, 0, 1)
+	if kept, err = r.destination(ctx, path); err != nil { // somebody may have written meanwhile
+		return "", false, err
 	}
 	// The old file's journal would be replayed into the new one.
-	if err := retire(ctx, path, open); err != nil {
-		return "", err
+	if err := retire(ctx, path, r.Open); err != nil {
+		return "", false, err
+	}
+	if kept {
+		if err := keep(path, r.Keep); err != nil {
+			return "", false, err
+		}
 	}
 	if err := os.Rename(tmp, path); err != nil {
-		return "", fmt.Errorf("put the restored file in place: %w", err)
+		return "", kept, fmt.Errorf("put the restored file in place: %w", err)
 	}
-	return id, syncDir(filepath.Dir(path))
+	_ = os.Remove(path + pagesSuffix) // it was the old file's
+	return id, kept, syncDir(filepath.Dir(path))
+}
+
+// destination reports whether the file at path has to be kept.
+func (r Restoration) destination(ctx context.Context, path string) (bool, error) {
+	err := CheckDestination(ctx, path, r.Open)
+	if r.Keep != "" && errors.Is(err, ErrUnsynced) {
+		return true, nil
+	}
+	return false, err
+}
+
+// keep gives a file a second name: at every moment one of them is there.
+func keep(path, name string) error {
+	err := os.Link(path, name)
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		err = os.Rename(path, name) // not every disk has links
+	}
+	if err != nil {
+		return fmt.Errorf("keep the old file as %s: %w", name, err)
+	}
+	return nil
+}
+
+// Verify unpacks and checks the snapshot in a folder, and leaves nothing there.
+func (r Restoration) Verify(ctx context.Context, dir string) (err error) {
+	if err := r.Acceptable(); err != nil {
+		return err
+	}
+	tmp := filepath.Join(dir, "verified.db")
+	defer func() {
+		for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
+			if rerr := os.Remove(tmp + suffix); !errors.Is(rerr, os.ErrNotExist) {
+				err = errors.Join(err, rerr)
+			}
+		}
+	}()
+	if err := r.unpack(ctx, tmp); err != nil {
+		return err
+	}
+	r.tell(PhaseCheck, 0, 1)
+	_, err = r.inspect(ctx, tmp, false)
+	return err
 }
 
 // CheckDestination refuses a destination whose rows would be lost: one with unsynced
@@ -137,66 +227,11 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 	return nil
 }
 
-// unpack verifies and decompresses the object into a new file.
-func unpack(ctx context.Context, tmp string, snap messages.Snapshot, body io.Reader) error {
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("write the restored file: %w", explain(err))
-	}
-	defer f.Close()
-	sum := sha256.New()
-	in := &counted{ctx: ctx, r: io.TeeReader(io.LimitReader(body, snap.Size+1), sum)}
-	dec, err := zstd.NewReader(bufio.NewReaderSize(in, 1<<20), zstd.WithDecoderMaxWindow(32<<20), zstd.WithDecoderMaxMemory(64<<20))
-	if err != nil {
-		return err
-	}
-	defer dec.Close()
-	n, err := io.Copy(f, io.LimitReader(dec, snap.RawSize+1))
-	switch {
-	case in.err != nil && !errors.Is(in.err, io.EOF):
-		return fmt.Errorf("download the snapshot: %w", in.err)
-	case err != nil && (errors.Is(err, os.ErrPermission) || strings.Contains(err.Error(), "no space left")):
-		return fmt.Errorf("write the restored file: %w", explain(err))
-	case err != nil:
-		return fmt.Errorf("snapshot %s cannot be decompressed; restore an older one: %w (%w)", snap.Generation, ErrDamaged, err)
-	case n != snap.RawSize:
-		return fmt.Errorf("snapshot %s holds more or less than its manifest says (%d bytes); restore an older one: %w", snap.Generation, snap.RawSize, ErrDamaged)
-	}
-	if _, err := io.Copy(io.Discard, in); err != nil {
-		return fmt.Errorf("download the snapshot: %w", err)
-	}
-	if in.n != snap.Size || hex.EncodeToString(sum.Sum(nil)) != snap.SHA256 {
-		return fmt.Errorf("snapshot %s has another checksum than its manifest says; restore an older one: %w", snap.Generation, ErrDamaged)
-	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("write the restored file: %w", explain(err))
-	}
-	return f.Close()
-}
-
-type counted struct {
-	ctx context.Context //nolint:containedctx // lives inside one call
-	r   io.Reader
-	n   int64
-	err error
-}
-
-func (c *counted) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		c.err = err
-		return 0, err
-	}
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	if err != nil {
-		c.err = err
-	}
-	return n, err
-}
-
-// inspect checks an unpacked file and gives it an identity of its own.
-func inspect(ctx context.Context, tmp string, open Opener, snap messages.Snapshot) (id string, err error) {
-	db, err := open(tmp)
+// inspect checks an unpacked file and, when it is to be used, gives it an identity of
+// its own.
+func (r Restoration) inspect(ctx context.Context, tmp string, use bool) (id string, err error) {
+	snap := r.Snapshot
+	db, err := r.Open(tmp)
 	if err != nil {
 		return "", fmt.Errorf("open the restored file: %w", err)
 	}
@@ -207,8 +242,8 @@ func inspect(ctx context.Context, tmp string, open Opener, snap messages.Snapsho
 		return "", fmt.Errorf("snapshot %s fails SQLite's integrity check (%s); restore an older one: %w", snap.Generation, verdict, errors.Join(ErrDamaged, explain(err)))
 	}
 	var version int
-	var owner string
-	if err := db.QueryRowContext(ctx, `SELECT formatVersion, installationId FROM tidemark_state`).Scan(&version, &owner); err != nil {
+	var owner, scope string
+	if err := db.QueryRowContext(ctx, `SELECT formatVersion, installationId, scope FROM tidemark_state`).Scan(&version, &owner, &scope); err != nil {
 		return "", fmt.Errorf("snapshot %s is not one of tidemark's: %w", snap.Generation, errors.Join(ErrDamaged, explain(err)))
 	}
 	if version > formatVersion {
@@ -216,11 +251,21 @@ func inspect(ctx context.Context, tmp string, open Opener, snap messages.Snapsho
 	}
 	var dangling int64
 	err = eachRow(ctx, db, `PRAGMA foreign_key_check`, func(func(...any) error) error { dangling++; return nil })
-	if err != nil && !strings.Contains(err.Error(), "foreign key mismatch") {
+	if err != nil && !mismatch(err) {
 		return "", fmt.Errorf("check the foreign keys of snapshot %s: %w", snap.Generation, explain(err))
 	}
 	if dangling > snap.Dangling {
 		return "", fmt.Errorf("snapshot %s has %d rows whose parent is missing, its manifest says %d; restore an older one: %w", snap.Generation, dangling, snap.Dangling, ErrDamaged)
+	}
+	switch {
+	case owner != "":
+		return "", fmt.Errorf("snapshot %s still carries its maker's identity; restore another one: %w", snap.Generation, ErrDamaged)
+	case snap.Format >= 2 && scope != snap.Scope:
+		return "", fmt.Errorf("snapshot %s holds a database of another scope than it says: %w", snap.Generation, ErrDamaged)
+	case r.Scope != "" && scope != "" && scope != r.Scope:
+		return "", fmt.Errorf("snapshot %s: %w: %s, and this is %s: check the store's URL", snap.Generation, ErrOtherScope, scope, r.Scope)
+	case !use:
+		return "", nil
 	}
 	id = newID()
 	seen, err := json.Marshal(snap.Seen)
@@ -230,9 +275,6 @@ func inspect(ctx context.Context, tmp string, open Opener, snap messages.Snapsho
 	if _, err := db.ExecContext(ctx, `UPDATE tidemark_state SET installationId = ?, seq = 0, recordVersion = 0, recordTables = '{}', registeredOn = 0, applying = 0,
 		backedUp = ?, backedUpOn = ?, generation = ?, maker = ?, changedRows = 0`, id, string(seen), snap.MadeOn, snap.Generation, snap.Device); err != nil {
 		return "", explain(err)
-	}
-	if owner != "" {
-		return "", fmt.Errorf("snapshot %s still carries its maker's identity; restore another one: %w", snap.Generation, ErrDamaged)
 	}
 	if err := drain(ctx, db, `PRAGMA wal_checkpoint(TRUNCATE)`); err != nil {
 		return "", explain(err)

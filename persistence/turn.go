@@ -54,7 +54,7 @@ func (l *Local) BackupStanding(ctx context.Context) (messages.BackupStanding, er
 		if err := json.Unmarshal([]byte(backedUp), &b.BackedUp); err != nil {
 			return fmt.Errorf("the bookkeeping is damaged: %w", err)
 		}
-		b.Open = checkedAt != 0
+		b.Open, b.Encrypts = checkedAt != 0, l.enc != nil
 		if b.Seen, err = tx.seen(); err != nil {
 			return err
 		}
@@ -117,6 +117,7 @@ func (l *Local) BackedUp(ctx context.Context, s messages.Snapshot) error {
 	if err != nil {
 		return fmt.Errorf("remember the snapshot: %w", err)
 	}
+	l.keepList(s.Generation)
 	return nil
 }
 

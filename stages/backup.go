@@ -21,10 +21,11 @@ import (
 // Snapshots makes snapshots of the local database.
 type Snapshots interface {
 	BackupStanding(ctx context.Context) (messages.BackupStanding, error)
-	// Snapshot makes a consistent, compressed copy while the application goes on.
-	// Closing the body removes what it left on disk. Size, SHA256, Key and
-	// Generation are for the caller to fill in.
-	Snapshot(ctx context.Context) (messages.Snapshot, io.ReadCloser, error)
+	// Snapshot makes a consistent, compressed copy while the application goes on, or
+	// what changed since current where it can. Its name and time (Unix ms) go into it.
+	// Closing the body removes what it left on disk. Size, SHA256 and Key are for the
+	// caller to fill in.
+	Snapshot(ctx context.Context, generation string, madeOn int64, current messages.Snapshot) (messages.Snapshot, io.ReadCloser, error)
 	// BackedUp remembers the newest snapshot that we know of; what changed is counted
 	// from then on.
 	BackedUp(ctx context.Context, s messages.Snapshot) error
@@ -74,7 +75,7 @@ func (s *BackUp) Handle(ctx context.Context, in messages.TombstonesPurged) ([]me
 	out := messages.BackupReady{Cycle: in.Cycle, Round: in.Round, Again: in.Again}
 	if !in.Again && s.store != nil {
 		var err error
-		if out.Generation, err = s.backUp(ctx, &step.Counts.Store); err != nil {
+		if out.Generation, err = s.backUp(ctx, &step.Counts); err != nil {
 			return nil, fmt.Errorf("back up: %w", err)
 		}
 		step.Counts.Snapshot = out.Generation
@@ -85,7 +86,8 @@ func (s *BackUp) Handle(ctx context.Context, in messages.TombstonesPurged) ([]me
 	return []messages.BackupReady{out}, nil
 }
 
-func (s *BackUp) backUp(ctx context.Context, use *messages.StoreUse) (string, error) {
+func (s *BackUp) backUp(ctx context.Context, counts *messages.Counts) (string, error) {
+	use := &counts.Store
 	st, err := s.snapshots.BackupStanding(ctx)
 	if err != nil {
 		return "", err
@@ -100,10 +102,20 @@ func (s *BackUp) backUp(ctx context.Context, use *messages.StoreUse) (string, er
 		return "", nil
 	}
 	old, etag, err := ReadManifest(ctx, s.store, use)
-	switch {
-	case errors.Is(err, messages.ErrNotFound):
-	case err != nil:
+	if err != nil && !errors.Is(err, messages.ErrNotFound) {
 		return "", err
+	}
+	found, warning := suspect(st, old.Current)
+	if warning != "" {
+		counts.Warnings = append(counts.Warnings, warning)
+	}
+	switch {
+	case found == keyMissing:
+		return "", nil
+	case err != nil || found == rolledBack && st.Seen.Covers(old.Current.Seen):
+		// There is none, or it is older than it was: a new one mends both.
+	case found == rolledBack:
+		return "", s.snapshots.AwaitTurn(ctx) // once we have seen the rest
 	case old.Current.Generation != st.Generation:
 		return "", s.snapshots.BackedUp(ctx, old.Current) // somebody made the one that was due
 	case !st.Seen.Covers(old.Current.Seen):
@@ -147,7 +159,7 @@ func (s *BackUp) replace(ctx context.Context, st messages.BackupStanding, old me
 	if err != nil {
 		return "", err
 	}
-	snap, body, err := s.snapshots.Snapshot(ctx)
+	snap, body, err := s.snapshots.Snapshot(ctx, newGeneration(time.UnixMilli(st.Now)), st.Now, old.Current)
 	if err != nil {
 		return "", err
 	}
@@ -155,9 +167,7 @@ func (s *BackUp) replace(ctx context.Context, st messages.BackupStanding, old me
 	if !snap.Seen.Covers(old.Current.Seen) {
 		return "", nil
 	}
-	snap.MadeOn = st.Now
-	snap.Generation = newGeneration(time.UnixMilli(st.Now))
-	snap.Key = messages.SnapshotPrefix + snap.Generation + ".db.zst"
+	snap.Key = objectKey(snap)
 	sum := &summed{r: body, h: sha256.New()}
 	obj, err := s.store.Put(ctx, snap.Key, sum, s.only(messages.Condition{IfAbsent: true}))
 	use.Puts += obj.Requests
@@ -189,6 +199,19 @@ func (s *BackUp) replace(ctx context.Context, st messages.BackupStanding, old me
 		return "", fmt.Errorf("replace the manifest: %w", err) // it may name the snapshot: that stays
 	}
 	return snap.Generation, s.snapshots.BackedUp(ctx, snap)
+}
+
+// objectKey names a snapshot's object so that a person sees what it is.
+func objectKey(s messages.Snapshot) string {
+	key := messages.SnapshotPrefix + s.Generation + ".db"
+	if len(s.Parts) > 0 {
+		key += ".changes"
+	}
+	key += ".zst"
+	if s.Encrypted {
+		key += ".age"
+	}
+	return key
 }
 
 // lost: somebody else replaced the manifest first – or we did, and the answer was

@@ -99,9 +99,9 @@ func (d *device) BackupStanding(context.Context) (messages.BackupStanding, error
 	return st, nil
 }
 
-func (d *device) Snapshot(context.Context) (messages.Snapshot, io.ReadCloser, error) {
+func (d *device) Snapshot(_ context.Context, generation string, madeOn int64, _ messages.Snapshot) (messages.Snapshot, io.ReadCloser, error) {
 	s := messages.Snapshot{
-		Device: d.st.Device, Seen: d.st.Seen.Clone(), RawSize: int64(d.size), MadeOn: d.w.now.Add(d.clock).UnixMilli(),
+		Generation: generation, MadeOn: madeOn, Device: d.st.Device, Seen: d.st.Seen.Clone(), RawSize: int64(d.size),
 		DownloadedTill: map[string]int64{},
 	}
 	return s, io.NopCloser(bytes.NewReader(make([]byte, d.size))), nil

@@ -21,6 +21,7 @@ type setting struct{ text, from string }
 // given is what the flags say.
 type given struct {
 	config, db, remote, store string
+	keyFiles                  []string
 	every                     time.Duration
 	exclude                   []string
 }
@@ -28,6 +29,8 @@ type given struct {
 // settings are what holds: flags before the environment before the file.
 type settings struct {
 	db, remote, store setting
+	keyFiles          []setting
+	recipients        []string
 	every             time.Duration
 	exclude           []string
 }
@@ -48,6 +51,8 @@ func (a *app) takes(cmd *cobra.Command, names ...string) *cobra.Command {
 			cmd.Flags().StringVar(&a.given.remote, n, "", "`URL` of the server: firestore://… or file:///DIR")
 		case "store":
 			cmd.Flags().StringVar(&a.given.store, n, "", "`URL` of the snapshots: s3://… or file:///DIR")
+		case "key-file":
+			cmd.Flags().StringArrayVar(&a.given.keyFiles, n, nil, "age identity `FILE` for the snapshots; repeat it to give older keys too")
 		case "every":
 			cmd.Flags().DurationVar(&a.given.every, n, defaultEvery, "`TIME` between two cycles, at least 1s")
 		case "exclude":
@@ -77,6 +82,15 @@ func (a *app) settings(cmd *cobra.Command) (settings, error) {
 		}
 		if cmd.Flags().Changed(v.flag) {
 			*v.to = setting{v.text, "--" + v.flag}
+		}
+	}
+	if text := os.Getenv("TIDEMARK_KEY_FILE"); text != "" {
+		s.keyFiles = []setting{{text, "TIDEMARK_KEY_FILE"}}
+	}
+	if cmd.Flags().Changed("key-file") {
+		s.keyFiles = nil
+		for _, name := range a.given.keyFiles {
+			s.keyFiles = append(s.keyFiles, setting{name, "--key-file"})
 		}
 	}
 	if cmd.Flags().Changed("every") {
@@ -127,8 +141,14 @@ func (a *app) configFile(cmd *cobra.Command, s *settings) error {
 	if err := s.parse(raw, name); err != nil {
 		return misuse("%s: %w", plain(name), err)
 	}
-	if s.db.text != "" && !filepath.IsAbs(s.db.text) {
-		s.db.text = filepath.Join(filepath.Dir(name), s.db.text) // beside the file that names it
+	beside := func(file *string) {
+		if *file != "" && !filepath.IsAbs(*file) {
+			*file = filepath.Join(filepath.Dir(name), *file) // beside the file that names it
+		}
+	}
+	beside(&s.db.text)
+	for i := range s.keyFiles {
+		beside(&s.keyFiles[i].text)
 	}
 	return nil
 }
@@ -205,7 +225,7 @@ func notYAML(err error) error {
 
 func (s *settings) set(key string, value *yaml.Node, name string) error {
 	text, isText := value.Value, value.Kind == yaml.ScalarNode && value.Tag != "!!null"
-	if key != "exclude" && !isText {
+	if !isText {
 		switch key {
 		case "db", "remote", "store", "every":
 			return fmt.Errorf("%q needs one value", key)
@@ -226,21 +246,39 @@ func (s *settings) set(key string, value *yaml.Node, name string) error {
 		}
 		s.every = d
 	case "exclude":
-		if isText {
-			s.exclude = []string{text}
-			return nil
+		list, err := texts(value, `"exclude" takes a table's name, or a list of them`)
+		s.exclude = list
+		return err
+	case "key-file":
+		list, err := texts(value, `"key-file" takes the name of a file, or a list of them`)
+		for _, file := range list {
+			s.keyFiles = append(s.keyFiles, setting{file, from.from})
 		}
-		if value.Kind != yaml.SequenceNode {
-			return errors.New(`"exclude" takes a table's name, or a list of them`)
-		}
-		for _, n := range value.Content {
-			if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
-				return errors.New(`"exclude" takes a list of tables' names`)
-			}
-			s.exclude = append(s.exclude, n.Value)
-		}
+		return err
+	case "recipients":
+		list, err := texts(value, `"recipients" takes a public key that starts with age1, or a list of them`)
+		s.recipients = list
+		return err
 	default:
-		return fmt.Errorf("there is no setting %q: the settings are db, remote, store, every and exclude", fit(key, 40))
+		return fmt.Errorf("there is no setting %q: the settings are db, remote, store, every, exclude, key-file and recipients", fit(key, 40))
 	}
 	return nil
+}
+
+// texts reads one text or a list of them.
+func texts(value *yaml.Node, otherwise string) ([]string, error) {
+	list := value.Content
+	if value.Kind == yaml.ScalarNode {
+		list = []*yaml.Node{value}
+	} else if value.Kind != yaml.SequenceNode {
+		return nil, errors.New(otherwise)
+	}
+	var out []string
+	for _, n := range list {
+		if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
+			return nil, errors.New(otherwise)
+		}
+		out = append(out, n.Value)
+	}
+	return out, nil
 }

@@ -145,8 +145,9 @@ A remote is firestore://PROJECT/users/alice[?database=NAME], where the path is
 the scope below which the collections live, or file:///DIR. A store is
 s3://BUCKET/PREFIX[?region=…&endpoint=…] or file:///DIR. What no flag says is
 read from TIDEMARK_DB, TIDEMARK_REMOTE and TIDEMARK_STORE, then from the file
-tidemark.yaml (db, remote, store, every, exclude). Credentials come from where
-gcloud and aws keep them.
+tidemark.yaml (db, remote, store, every, exclude, key-file, recipients).
+Credentials come from where gcloud and aws keep them; the key for snapshots also
+from TIDEMARK_KEY_FILE or, as a passphrase, TIDEMARK_PASSPHRASE.
 `
 
 func (a *app) root() *cobra.Command {
@@ -178,7 +179,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.given.config, "config", "", "`FILE` with the settings, instead of tidemark.yaml")
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "log every step to standard error")
 	cobra.EnableCommandSorting = false // they stand in the order of their use
-	root.AddCommand(a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.snapshots(), a.status(), a.devices(), a.conflicts(), a.failed(), a.topology(), &cobra.Command{
+	root.AddCommand(a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.verify(), a.snapshots(), a.keygen(), a.status(), a.devices(), a.conflicts(), a.failed(), a.topology(), &cobra.Command{
 		Use: "version", Short: "say which version this is", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error {
 			a.out.printf("pipeline %s\n", version())
@@ -206,7 +207,7 @@ Flags:
 {{- if .HasAvailableSubCommands}}
 
 "{{.CommandPath}} COMMAND --help" says more about a command.{{end}}
-{{if .Flags.Lookup "db"}}` + settingsHelp + `{{end}}`
+{{if or (.Flags.Lookup "db") (.Flags.Lookup "store")}}` + settingsHelp + `{{end}}`
 
 // flagError repeats no value: what was mistyped may be a secret.
 func flagError(err error) error {

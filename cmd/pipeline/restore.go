@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"sync/atomic"
+	"io"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -11,15 +13,90 @@ import (
 	"github.com/tidemark-sync/tidemark"
 )
 
+// restoring opens what restore and verify have in common: the store, and the options
+// that the settings come to.
+func (a *app) restoring(ctx context.Context, s settings, at string) (tidemark.SnapshotStore, io.Closer, []tidemark.RestoreOption, error) {
+	u, err := parseStore(s.store)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	opts, err := parseAt(at, time.Now())
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	opts = append(opts, tidemark.RestoreDriver(fileDriver))
+	key, err := s.key()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if key != nil {
+		opts = append(opts, tidemark.RestoreKey(key))
+	}
+	scope, err := scopeOf(ctx, s.remote)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if scope != "" {
+		opts = append(opts, tidemark.RestoreScope(scope))
+	}
+	store, closer, err := openStore(ctx, u)
+	return store, closer, opts, err
+}
+
+// scopeOf names whose rows the remote holds, when one is set. No server is asked; one
+// that cannot be opened here is no reason not to restore.
+func scopeOf(ctx context.Context, remote setting) (string, error) {
+	if remote.text == "" {
+		return "", nil
+	}
+	u, err := parseRemote(remote)
+	if err != nil || u.scheme == "file" { // a folder has a name of its own only once it is there
+		return "", err
+	}
+	r, closer, err := openRemote(ctx, u)
+	if err != nil {
+		return "", nil // as said
+	}
+	defer closer.Close()
+	return r.Scope(), nil
+}
+
+// restoreProgress shows the phases of a restore.
+func (a *app) restoreProgress(what string) tidemark.RestoreOption {
+	var mu sync.Mutex
+	var phase tidemark.Phase
+	var done, total int64
+	a.progress.begin(what, func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		switch phase {
+		case tidemark.PhaseDownload:
+			return fmt.Sprintf("%s of %s", size(done), size(total))
+		case tidemark.PhaseUnpack:
+			return fmt.Sprintf("unpacking, %s of %s", size(done), size(total))
+		case tidemark.PhaseCheck:
+			return "checking"
+		}
+		return ""
+	})
+	return tidemark.RestoreProgress(func(p tidemark.Phase, d, t int64) {
+		mu.Lock()
+		phase, done, total = p, d, t
+		mu.Unlock()
+	})
+}
+
 func (a *app) restore() *cobra.Command {
 	var at string
+	var keep bool
 	cmd := a.takes(&cobra.Command{
 		Use:   "restore --db FILE --store URL [--at GENERATION|TIME]",
 		Short: "bring the database back from a snapshot",
 		Long: `restore downloads the newest snapshot and checks it: checksum, integrity,
 foreign keys and version. Only then it takes FILE's place, as a device of its
 own. A file that is there already is replaced only when all its rows were
-uploaded. The next sync downloads what came after the snapshot.
+uploaded. The next sync downloads what came after the snapshot. A download that
+was cut off goes on where it was when restore is run again.
 
 --at takes an older one: by the name that "pipeline snapshots" lists, or the
 newest that was not made after a moment, such as 2026-03-01T12:00:00Z, or a time
@@ -34,31 +111,16 @@ ago, such as 2h or 90m.`,
 			if err != nil {
 				return err
 			}
-			chosen, err := parseAt(at, time.Now())
-			if err != nil {
-				return err
-			}
-			u, err := parseStore(s.store)
-			if err != nil {
-				return err
-			}
-			store, closer, err := openStore(ctx, u)
+			store, closer, opts, err := a.restoring(ctx, s, at)
 			if err != nil {
 				return err
 			}
 			defer closer.Close()
-			var done, total atomic.Int64
-			a.progress.begin("restoring "+s.db.text, func() string {
-				if total.Load() == 0 {
-					return ""
-				}
-				return fmt.Sprintf("%s of %s", size(done.Load()), size(total.Load()))
-			})
-			opts := []tidemark.RestoreOption{
-				tidemark.RestoreDriver(fileDriver),
-				tidemark.RestoreProgress(func(d, t int64) { done.Store(d); total.Store(t) }),
+			opts = append(opts, a.restoreProgress("restoring "+s.db.text))
+			if keep {
+				opts = append(opts, tidemark.RestoreKeepUnsynced())
 			}
-			r, err := tidemark.Restore(ctx, s.db.text, store, append(opts, chosen...)...)
+			r, err := tidemark.Restore(ctx, s.db.text, store, opts...)
 			a.progress.end()
 			if err != nil {
 				if err := cause(ctx, err); errors.Is(err, errInterrupted) {
@@ -66,14 +128,18 @@ ago, such as 2h or 90m.`,
 				}
 				return fmt.Errorf("%s: %w", s.db.text, explain(err))
 			}
-			a.out.printf("%s is restored: %s, from a snapshot of %s.\n\n  snapshot  %s\n  device    %s, new\n",
-				plain(s.db.text), size(r.Bytes), size(r.Store.BytesDown), plain(r.Generation), plain(r.DeviceID))
+			a.out.printf("%s is restored: %s, from a snapshot of %s.\n\n  snapshot  %s, %s\n  device    %s, new\n",
+				plain(s.db.text), size(r.Bytes), size(r.Store.BytesDown), plain(r.Generation), encrypted(r.Encrypted), plain(r.DeviceID))
 			a.out.printf("  store     %s (%s)\n", count(r.Store.Gets, "GET", "GETs"), size(r.Store.BytesDown))
+			if r.Kept != "" {
+				a.out.printf("\nThe file that was there has rows that no other device has. It is kept as\n  %s\nand is still a device: sync it once, and they are everywhere. Then remove it.\n\n", plain(r.Kept))
+			}
 			a.next("sync", s, "remote", "store")
 			return nil
 		},
-	}, "db", "store")
+	}, "db", "remote", "store", "key-file")
 	cmd.Flags().StringVar(&at, "at", "", "an older snapshot: its `GENERATION`, a moment, or a time ago")
+	cmd.Flags().BoolVar(&keep, "keep-unsynced", false, "keep a file with rows that were never uploaded beside, instead of refusing")
 	return cmd
 }
 

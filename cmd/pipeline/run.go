@@ -39,7 +39,7 @@ ten seconds to end, and the exit code is 0. A second signal ends it at once.`,
 			}
 			return d.close(w)
 		},
-	}, "db", "remote", "store", "every")
+	}, "db", "remote", "store", "key-file", "every")
 }
 
 // diary is what run prints.

@@ -105,4 +105,7 @@ func ago(t time.Time) string {
 	}
 }
 
+// stamp is a moment in Unix ms.
+func stamp(ms int64) string { return ago(time.UnixMilli(ms)) }
+
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

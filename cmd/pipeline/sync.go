@@ -59,7 +59,7 @@ Exit code 0: the cycle came to its end. 1: it did not.`,
 			}
 			return a.tellSynced(ctx, w, report, took)
 		},
-	}, "db", "remote", "store")
+	}, "db", "remote", "store", "key-file")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one Report object on standard output")
 	cmd.Flags().BoolVar(&full, "full", false, "compare every document, at one billed read each")
 	return cmd
@@ -129,6 +129,10 @@ func (a *app) open(cmd *cobra.Command) (_ *work, err error) {
 	if err != nil {
 		return nil, err
 	}
+	key, err := s.key()
+	if err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			w.close()
@@ -156,6 +160,9 @@ func (a *app) open(cmd *cobra.Command) (_ *work, err error) {
 	opts := []tidemark.Option{tidemark.WithDevice(host, version()), tidemark.WithInterval(s.every)}
 	if storeURL.query.Has("conditions") {
 		opts = append(opts, tidemark.WithUnconditionalStore())
+	}
+	if key != nil {
+		opts = append(opts, tidemark.WithEncryption(key))
 	}
 	if log := a.logger(); log != nil {
 		opts = append(opts, tidemark.WithLogger(log))
@@ -195,9 +202,19 @@ func (a *app) tellMoved(r tidemark.Report, took time.Duration) {
 		a.out.printf("  store     %s\n", stored(r))
 	}
 	if r.Snapshot != nil {
-		a.out.printf("  snapshot  %s, made by this device\n", plain(*r.Snapshot))
+		a.out.printf("  snapshot  %s, made by this device, %s\n", plain(*r.Snapshot), encrypted(r.Encrypted))
+	}
+	for _, w := range r.Warnings {
+		a.wrap(12, "  warning   ", w)
 	}
 	a.out.printf("  time      %s\n\n", duration(took))
+}
+
+func encrypted(yes bool) string {
+	if yes {
+		return "encrypted"
+	}
+	return "not encrypted"
 }
 
 // width of the column for the tables' names.

@@ -1,0 +1,281 @@
+package integration
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/uptrace/bun"
+	"github.com/uptrace/bun/dialect/sqlitedialect"
+
+	tidemark "github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/adapters/age"
+	"github.com/tidemark-sync/tidemark/messages"
+	"github.com/tidemark-sync/tidemark/persistence"
+)
+
+// snapshotRows make a database of about 200 MB.
+const snapshotRows = 330_000
+
+// snapshotDatabase is an attached database whose rows are all with the server.
+func snapshotDatabase(b *testing.B, rows int) *bun.DB {
+	b.Helper()
+	db := openBench(b, filepath.Join(b.TempDir(), "app.db"))
+	run(b, db, `PRAGMA journal_mode = WAL`)
+	run(b, db, `CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT NOT NULL, n INTEGER, body TEXT)`)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	tx, err := db.DB.BeginTx(b.Context(), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range rows {
+		if _, err := tx.ExecContext(b.Context(), `INSERT INTO item (name, n, body) VALUES (?, ?, ?)`, fmt.Sprintf("item %d", i), i, prose(rnd, 50)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		b.Fatal(err)
+	}
+	if _, err := tidemark.Attach(b.Context(), db); err != nil {
+		b.Fatal(err)
+	}
+	acknowledge(b, db)
+	return db
+}
+
+func openBench(b *testing.B, path string) *bun.DB {
+	b.Helper()
+	raw, err := openerOf(b)(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	db := bun.NewDB(raw, sqlitedialect.New())
+	b.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+func openerOf(tb testing.TB) persistence.Opener {
+	tb.Helper()
+	return func(path string) (*sql.DB, error) {
+		return sql.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(10000)")
+	}
+}
+
+func run(b *testing.B, db *bun.DB, query string, args ...any) {
+	b.Helper()
+	if _, err := db.DB.ExecContext(b.Context(), query, args...); err != nil {
+		b.Fatalf("%s: %v", query, err)
+	}
+}
+
+// prose is about six bytes a word, and compresses as text does.
+func prose(rnd *rand.Rand, words int) string {
+	var s strings.Builder
+	for range words {
+		w := rnd.Uint32N(1<<12) * rnd.Uint32N(1<<12) >> 12 // some words are frequent
+		fmt.Fprintf(&s, "%s ", strings.ToLower(hex.EncodeToString([]byte{byte(w >> 8), byte(w), byte(w*7 + 1)})[1:]))
+	}
+	return s.String()
+}
+
+// acknowledge does to the rows what an upload does to them.
+func acknowledge(b *testing.B, db *bun.DB) {
+	b.Helper()
+	run(b, db, `UPDATE tidemark_state SET applying = 1`)
+	run(b, db, `UPDATE item SET isDirty = 0, serverId = clientId, serverVersion = updatedOn * 1000 WHERE isDirty = 1`)
+	run(b, db, `UPDATE tidemark_state SET applying = 0, seq = seq + 1`)
+}
+
+// snapshots makes them as the backup stage does, into a folder.
+type snapshots struct {
+	local   *persistence.Local
+	dir     string
+	current messages.Snapshot
+	n       int
+}
+
+func (s *snapshots) take(ctx context.Context) (int64, error) {
+	s.n++
+	snap, body, err := s.local.Snapshot(ctx, fmt.Sprintf("g%03d", s.n), int64(s.n), s.current)
+	if err != nil {
+		return 0, err
+	}
+	defer body.Close()
+	snap.Key = messages.SnapshotPrefix + snap.Generation
+	f, err := os.Create(filepath.Join(s.dir, snap.Generation))
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if snap.Size, err = io.Copy(io.MultiWriter(f, sum), body); err != nil {
+		return 0, err
+	}
+	snap.SHA256 = hex.EncodeToString(sum.Sum(nil))
+	s.current = snap
+	return snap.Size, s.local.BackedUp(ctx, snap)
+}
+
+// restoration is the current snapshot as it was downloaded.
+func (s *snapshots) restoration(open persistence.Opener) persistence.Restoration {
+	r := persistence.Restoration{Snapshot: s.current, Open: open}
+	for _, p := range s.current.Chain() {
+		r.Objects = append(r.Objects, filepath.Join(s.dir, p.Generation))
+	}
+	return r
+}
+
+// What one percent of changed rows costs to upload, beside a whole snapshot.
+func BenchmarkSnapshotBytes(b *testing.B) {
+	for _, what := range []struct{ name, change string }{
+		{"appended", `INSERT INTO item (name, n, body) SELECT name || ' again', n, substr(body, 100) || substr(body, 1, 100) FROM item WHERE id % 100 = 7`},
+		{"scattered-same-size", `UPDATE item SET n = n + 1, name = replace(name, 'item', 'ITEM') WHERE (id * 2654435761) % 100 = 7`},
+		{"scattered-resized", `UPDATE item SET body = substr(body, 1, 200) || ' and some more of it' || substr(body, 200) WHERE (id * 2654435761) % 100 = 7`},
+	} {
+		b.Run(what.name, func(b *testing.B) {
+			for b.Loop() {
+				db := snapshotDatabase(b, snapshotRows)
+				local, err := persistence.Open(b.Context(), db, persistence.DeviceInfo{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				s := &snapshots{local: local, dir: b.TempDir()}
+				var whole, changes int64
+				timed(b, func() (err error) { whole, err = s.take(b.Context()); return err })
+				run(b, db, what.change)
+				acknowledge(b, db)
+				took := timed(b, func() (err error) { changes, err = s.take(b.Context()); return err })
+				if len(s.current.Parts) != 1 {
+					b.Fatal("the second snapshot is a whole one")
+				}
+				b.ReportMetric(float64(s.current.RawSize)/1e6, "file-MB")
+				b.ReportMetric(float64(whole)/1e6, "whole-MB")
+				b.ReportMetric(float64(changes)/1e6, "changes-MB")
+				b.ReportMetric(float64(whole)/float64(changes), "times-less")
+				b.ReportMetric(took.Seconds(), "s/changes")
+				b.ReportMetric(0, "ns/op")
+			}
+		})
+	}
+}
+
+// A whole snapshot beside VACUUM INTO and zstd at its default level, and a restore
+// beside decompressing that file, one after the other in one run. A restore also checks
+// every row and every index; unpack is what it takes until then.
+func BenchmarkSnapshot(b *testing.B) {
+	for _, what := range []string{"open", "encrypted"} {
+		b.Run(what, func(b *testing.B) {
+			db := snapshotDatabase(b, snapshotRows)
+			local, err := persistence.Open(b.Context(), db, persistence.DeviceInfo{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			path, err := local.Path(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+			var key persistence.Encryption
+			if what == "encrypted" {
+				file, _, err := age.Generate()
+				if err != nil {
+					b.Fatal(err)
+				}
+				if key, err = age.New(age.Config{Identities: []string{file}}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			local.ForSnapshots("", key)
+			var made, unpacked, restored ratio
+			var size int64
+			for b.Loop() {
+				dir := b.TempDir()
+				plain, packed := filepath.Join(dir, "plain.db"), filepath.Join(dir, "plain.zst")
+				made.raw = append(made.raw, timed(b, func() error {
+					run(b, db, `VACUUM INTO ?`, plain)
+					return compress(plain, packed)
+				}))
+				s := &snapshots{local: local, dir: dir}
+				_ = os.Remove(path + ".tidemark-pages")
+				made.ours = append(made.ours, timed(b, func() error { _, err := s.take(b.Context()); return err }))
+				raw := timed(b, func() error { return decompress(packed, filepath.Join(dir, "plain2.db")) })
+				r := s.restoration(openerOf(b))
+				r.Encryption = key
+				begun, until := time.Now(), time.Duration(0)
+				r.Tell = func(phase string, _, _ int64) {
+					if phase == persistence.PhaseCheck {
+						until = time.Since(begun)
+					}
+				}
+				all := timed(b, func() error {
+					_, _, err := r.Install(b.Context(), filepath.Join(dir, "restored.db"))
+					return err
+				})
+				unpacked.raw, unpacked.ours = append(unpacked.raw, raw), append(unpacked.ours, until)
+				restored.raw, restored.ours = append(restored.raw, raw), append(restored.ours, all)
+				size = s.current.RawSize
+				if err := os.RemoveAll(dir); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for name, r := range map[string]ratio{"snapshot": made, "unpack": unpacked, "restore": restored} {
+				b.ReportMetric(median(r.raw).Seconds()/median(r.ours).Seconds(), name+"-ratio")
+				b.ReportMetric(float64(size)/1e6/median(r.ours).Seconds(), name+"-MB/s")
+			}
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+func compress(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	z, err := zstd.NewWriter(out)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(z, in); err != nil {
+		return err
+	}
+	if err := z.Close(); err != nil {
+		return err
+	}
+	return out.Close()
+}
+
+func decompress(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	z, err := zstd.NewReader(in)
+	if err != nil {
+		return err
+	}
+	defer z.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(out, z); err != nil {
+		return err
+	}
+	return out.Close()
+}
