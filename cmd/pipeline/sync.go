@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -271,10 +272,22 @@ func (a *app) tellStanding(ctx context.Context, db *database, st tidemark.Status
 	if st.Conflicts > 0 {
 		a.wrap(4, "  - ", count(st.Conflicts, "conflict was", "conflicts were")+" decided so far; see `pipeline conflicts`")
 	}
-	if st.Dead == 0 {
+	broken, err := db.stuckStages(ctx)
+	if err != nil {
+		return err
+	}
+	for _, x := range broken {
+		of := ""
+		if x.table != "" {
+			of = " of " + x.table
+		}
+		a.wrap(4, "  - ", "stage "+strconv.Quote(x.stage)+of+" failed by a mistake in a program; `pipeline failed show ID` has what to report, and every sync tries it again")
+	}
+	rows := st.Dead - int64(len(broken))
+	if rows == 0 {
 		return nil
 	}
-	a.wrap(4, "  - ", count(st.Dead, "row was", "rows were")+" set aside (`pipeline failed`); change the row and it is tried again:")
+	a.wrap(4, "  - ", count(rows, "row was", "rows were")+" set aside (`pipeline failed`); change the row and it is tried again:")
 	for i, x := range reasons {
 		if x.reason == "" {
 			break // they come last
