@@ -170,8 +170,7 @@ func attempt[In, Out any](ctx context.Context, w *wiring, in topic[In], name str
 		}
 		class, r := w.set.retry.of(err)
 		w.record(messages.Step{Stage: name, Table: about.Table, Attempt: n, Started: started, Took: took, Error: class + ": " + err.Error()})
-		var p *panicError
-		if errors.As(err, &p) {
+		if p, ok := errors.AsType[*panicError](err); ok {
 			w.panicked(in.name, about.Table, m, p)
 		}
 		wait := r.Wait.wait(n, err)

@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-type asking struct {
+type askingError struct {
 	error
 	wait time.Duration
 }
 
-func (a asking) RetryAfter() time.Duration { return a.wait }
-func (a asking) Unwrap() error             { return a.error }
+func (a askingError) RetryAfter() time.Duration { return a.wait }
+func (a askingError) Unwrap() error             { return a.error }
 
 // Every wait is drawn around its doubling, up to the limit, and never below what the
 // server asked for.
@@ -34,10 +34,10 @@ func TestBackoffDoublesToItsLimit(t *testing.T) {
 			t.Errorf("wait %d has no jitter: %d values of 200", n, len(seen))
 		}
 	}
-	if d := b.wait(1, fmt.Errorf("try again: %w", asking{ErrUnavailable, time.Minute})); d != time.Minute {
+	if d := b.wait(1, fmt.Errorf("try again: %w", askingError{ErrUnavailable, time.Minute})); d != time.Minute {
 		t.Errorf("a server that asks for a minute gets %v", d)
 	}
-	if d := b.wait(1, asking{ErrUnavailable, 300 * time.Hour}); d != maxAsked {
+	if d := b.wait(1, askingError{ErrUnavailable, 300 * time.Hour}); d != maxAsked {
 		t.Errorf("a server that asks for days gets %v", d)
 	}
 }

@@ -63,7 +63,7 @@ func (p *Pipeline) SyncSoon() {
 }
 
 const (
-	watchEvery   = 500 * time.Millisecond // what a look at SQLite's counter costs is in DESIGN.md
+	watchEvery   = 500 * time.Millisecond // a look at SQLite's counter takes some 0.1 ms
 	networkEvery = 2 * time.Second        // only during an outage
 	patientTimes = 5                      // writes that do not pause hold a cycle up for so many times the debounce
 )

@@ -73,13 +73,13 @@ func TestRetriesByClass(t *testing.T) {
 	}
 }
 
-type retryAfter struct {
+type busyError struct {
 	error
 	wait time.Duration
 }
 
-func (r retryAfter) RetryAfter() time.Duration { return r.wait }
-func (r retryAfter) Unwrap() error             { return r.error }
+func (r busyError) RetryAfter() time.Duration { return r.wait }
+func (r busyError) Unwrap() error             { return r.error }
 
 // A server that says when to come back is not asked before; when that is long, the
 // cycle ends and Run waits.
@@ -93,7 +93,7 @@ func TestRetryAfterIsHonoured(t *testing.T) {
 			if len(asked) > 2 {
 				return memory.Fault{}
 			}
-			return memory.Fault{Before: retryAfter{fmt.Errorf("busy: %w", messages.ErrUnavailable), ask}}
+			return memory.Fault{Before: busyError{fmt.Errorf("busy: %w", messages.ErrUnavailable), ask}}
 		})
 		a := f.device("a")
 		defer a.db.Close()
