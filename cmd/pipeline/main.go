@@ -178,7 +178,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.given.config, "config", "", "`FILE` with the settings, instead of tidemark.yaml")
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "log every step to standard error")
 	cobra.EnableCommandSorting = false // they stand in the order of their use
-	root.AddCommand(a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.snapshots(), a.status(), a.devices(), a.conflicts(), a.failed(), a.topology(), &cobra.Command{
+	root.AddCommand(a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.snapshots(), a.status(), a.doctor(), a.devices(), a.conflicts(), a.failed(), a.topology(), &cobra.Command{
 		Use: "version", Short: "say which version this is", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error {
 			a.out.printf("pipeline %s\n", version())
