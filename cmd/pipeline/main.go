@@ -134,10 +134,9 @@ func interruptible(parent context.Context) (context.Context, func()) {
 }
 
 const about = `pipeline keeps a SQLite database in step with Firestore, and a fresh snapshot
-of it in S3. A sync checks Devices for what is new, downloads it, uploads the
-rows that are dirty, registers this device and, when it is Big Brother, backs
-up. A new or lost device restores the snapshot and downloads only what came
-after it. Try it first: pipeline demo`
+of it in S3. A sync checks Devices for what is new, downloads it, uploads what
+is dirty, registers this device and, when it is Big Brother, backs up. A new
+device restores the snapshot first. Try it first: pipeline demo`
 
 // settingsHelp ends the help of every command that takes settings.
 const settingsHelp = `

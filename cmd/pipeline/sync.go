@@ -249,6 +249,11 @@ func (a *app) tellStanding(ctx context.Context, db *database, st tidemark.Status
 	default:
 		a.out.printf("%s is not in step yet: other devices are writing. Sync again.\n", name)
 	}
+	return a.tellLeft(ctx, db, st)
+}
+
+// tellLeft lists what is left and what to do about it.
+func (a *app) tellLeft(ctx context.Context, db *database, st tidemark.Status) error {
 	reasons, err := db.setAside(ctx)
 	if err != nil {
 		return err
