@@ -178,11 +178,11 @@ func (p *Pipeline) sync(ctx context.Context, m mode) (Report, error) {
 // when it will be tried again, at error level when somebody has to do something.
 func (p *Pipeline) tell(ctx context.Context, r Report, err error) {
 	log := p.set.log.With(zap.String("cycle", r.Cycle))
+	t := r.Total()
 	switch class, _ := p.set.retry.of(err); {
-	case err == nil && len(r.Tables) == 0 && r.Snapshot == nil:
-		log.Debug("nothing to move", zap.Bool("inStep", r.InStep))
+	case err == nil && t.Downloaded+t.Applied+t.Uploaded+t.Conflicts == 0 && r.Snapshot == nil: // what waits or was set aside stays where it is
+		log.Debug("nothing to move", zap.Bool("inStep", r.InStep), zap.Int64("waiting", t.Waiting), zap.Int64("setAside", t.Dead))
 	case err == nil:
-		t := r.Total()
 		log.Info("cycle done", zap.Bool("inStep", r.InStep), zap.Int64("downloaded", t.Downloaded), zap.Int64("uploaded", t.Uploaded), zap.Int64("conflicts", t.Conflicts),
 			zap.Int64("waiting", t.Waiting), zap.Int64("setAside", t.Dead), zap.Bool("snapshot", r.Snapshot != nil))
 	case ctx.Err() != nil:

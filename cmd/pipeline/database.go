@@ -137,6 +137,12 @@ func (db *database) stuckStages(ctx context.Context) ([]stuck, error) {
 	return out, rows.Err()
 }
 
+// heldRows is how many dirty rows the last upload had to leave behind.
+func (db *database) heldRows(ctx context.Context) (n int64, err error) {
+	err = db.DB.DB.QueryRowContext(ctx, `SELECT heldRows FROM tidemark_state`).Scan(&n)
+	return n, db.failed(explain(err))
+}
+
 // aside is why rows or documents of a table were set aside; dirty counts those that
 // would have to be uploaded. reason is empty for those that the owner has given up.
 type aside struct {

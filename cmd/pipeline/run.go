@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 func (a *app) run() *cobra.Command {
@@ -99,6 +100,7 @@ type diary struct {
 	reads   int64
 	writes  int64
 	failing string
+	stuck   messages.TableCounts // waiting or set aside in the last cycle
 	begun   bool
 }
 
@@ -150,12 +152,15 @@ func (d *diary) cycle(r tidemark.Report, err error) {
 	first, recovered := d.cycles == 1, d.failing != ""
 	d.failing = ""
 	t := r.Total()
+	same := t == d.stuck || t == (messages.TableCounts{}) // what cannot move is told once
+	d.stuck = messages.TableCounts{Waiting: t.Waiting, Dead: t.Dead}
+	quiet := same && r.Snapshot == nil && r.InStep
 	switch {
-	case len(r.Tables) == 0 && r.Snapshot == nil && r.InStep && recovered:
+	case quiet && recovered:
 		d.say("working again, nothing to move (%s)", billed(r))
-	case len(r.Tables) == 0 && r.Snapshot == nil && r.InStep && first:
+	case quiet && first:
 		d.say("in step, nothing to move (%s)", billed(r))
-	case len(r.Tables) == 0 && r.Snapshot == nil && r.InStep:
+	case quiet:
 	default:
 		var parts []string
 		for _, p := range []struct {

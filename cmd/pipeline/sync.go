@@ -265,6 +265,14 @@ func (a *app) tellLeft(ctx context.Context, db *database, st tidemark.Status) er
 			givenUp += x.dirty
 		}
 	}
+	held, err := db.heldRows(ctx)
+	if err != nil {
+		return err
+	}
+	if children := min(left, held-(st.Dirty-left)); children > 0 {
+		left -= children
+		a.wrap(4, "  - ", count(children, "row waits", "rows wait")+" for a row that was set aside (`pipeline failed`)")
+	}
 	if left > 0 {
 		a.wrap(4, "  - ", count(left, "change is", "changes are")+" still to be uploaded: the next sync does it")
 	}
