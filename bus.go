@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -15,6 +13,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/pubsub/gochannel"
 	"go.uber.org/zap"
 	"go.uber.org/zap/exp/zapslog"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/tidemark-sync/tidemark/messages"
 )
@@ -30,8 +29,12 @@ type wiring struct {
 	graph  Graph
 	router *message.Router
 	bus    Bus
+	knock  bool                // nothing is tried again: the server was down for a while
 	failed func(error)         // resolves the cycle
 	record func(messages.Step) // a failed attempt, for the ledger
+	// panicked keeps a message as a dead letter, recovered takes it away.
+	panicked  func(topic, table string, message any, p *panicError)
+	recovered func(stage, table string)
 }
 
 // Bus carries messages between stages. It owes them no order and may deliver one
@@ -65,7 +68,7 @@ func (s subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messag
 // newWiring makes the bus of one cycle. Messages live as long as their cycle;
 // SQLite, not the bus, remembers the work.
 func newWiring(set settings) (*wiring, error) {
-	logger := watermill.NewSlogLogger(slog.New(zapslog.NewHandler(set.log.Core())))
+	logger := watermill.NewSlogLogger(slog.New(zapslog.NewHandler(warnings(set.log.Core()))))
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: time.Minute}, logger)
 	if err != nil {
 		return nil, fmt.Errorf("make the message router: %w", err)
@@ -79,6 +82,14 @@ func newWiring(set settings) (*wiring, error) {
 		w.bus = gochannel.NewGoChannel(gochannel.Config{OutputChannelBuffer: 16}, logger)
 	}
 	return w, nil
+}
+
+// warnings keeps what the bus says of its own comings and goings out of the log.
+func warnings(core zapcore.Core) zapcore.Core {
+	if quiet, err := zapcore.NewIncreaseLevelCore(core, zapcore.WarnLevel); err == nil {
+		return quiet
+	}
+	return core // it wants to hear even less
 }
 
 // connect wires one stage: it alone knows both the bus and the vocabulary. At most
@@ -102,7 +113,7 @@ func connect[In, Out any](w *wiring, in topic[In], name string, parallel int, ha
 			w.failed(err)
 			return nil, nil
 		}
-		outs, err := attempt(ctx, w, name, m, handle)
+		outs, err := attempt(ctx, w, in, name, m, handle)
 		if err != nil {
 			w.failed(err)
 			return nil, nil // acknowledged: an unacknowledged message would come back at once, for ever
@@ -141,44 +152,41 @@ func finish[In any](w *wiring, in topic[In], done func(In)) {
 	})
 }
 
-// attempt calls a stage, again while the server is unavailable.
-func attempt[In, Out any](ctx context.Context, w *wiring, name string, m In, handle func(context.Context, In) ([]Out, error)) ([]Out, error) {
-	wait := w.set.backoff
+// attempt calls a stage, again as the retry policy says.
+func attempt[In, Out any](ctx context.Context, w *wiring, in topic[In], name string, m In, handle func(context.Context, In) ([]Out, error)) ([]Out, error) {
+	about := aboutMessage(m)
 	for n := 1; ; n++ {
 		started := time.Now()
 		outs, err := recovered(ctx, name, m, handle)
-		log := w.set.log.With(zap.String("stage", name), zap.Any("message", m), zap.Int("attempt", n), zap.Duration("took", time.Since(started)))
+		took := time.Since(started)
+		log := w.set.log.With(about.fields(name)...).With(zap.Int("attempt", n), zap.Duration("took", took))
 		if err == nil {
 			log.Debug("step done", zap.Int("messages", len(outs)))
+			w.recovered(name, about.Table)
 			return outs, nil
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		log.Warn("step failed", zap.String("class", messages.Class(err)), zap.Error(err))
-		w.record(messages.Step{Stage: name, Attempt: n, Started: started, Took: time.Since(started), Error: messages.Class(err) + ": " + err.Error()})
-		if !errors.Is(err, messages.ErrUnavailable) && !errors.Is(err, ErrLocked) || n > w.set.retries {
-			return nil, err
+		class, r := w.set.retry.of(err)
+		w.record(messages.Step{Stage: name, Table: about.Table, Attempt: n, Started: started, Took: took, Error: class + ": " + err.Error()})
+		if p, ok := errors.AsType[*panicError](err); ok {
+			w.panicked(in.name, about.Table, m, p)
 		}
-		timer := time.NewTimer(wait/2 + rand.N(wait))
+		wait := r.Wait.wait(n, err)
+		if n > w.set.retry.times(name, r) || w.knock || wait > r.Wait.Max*3/2 {
+			log.Debug("step failed", zap.String("class", class), zap.Error(err)) // the cycle's end says it aloud
+			return nil, &stageError{name, err}
+		}
+		log.Warn("step failed, trying again", zap.String("class", class), zap.Error(err), zap.Duration("wait", wait))
+		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
 			return nil, context.Cause(ctx)
 		}
-		wait *= 2
 	}
-}
-
-// recovered turns a panic into an error: one bad row must not end the application.
-func recovered[In, Out any](ctx context.Context, name string, m In, handle func(context.Context, In) ([]Out, error)) (outs []Out, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("stage %q panicked: %v\n%s", name, r, debug.Stack())
-		}
-	}()
-	return handle(ctx, m)
 }
 
 // run puts one message on the bus and waits until the cycle is resolved.

@@ -75,11 +75,7 @@ func (p *Pipeline) Devices(ctx context.Context) (Fleet, error) {
 		}
 		s.Seen = seen.Clone()
 		delete(s.Seen, d.ID)
-		for _, o := range list.Devices {
-			if o.ID != d.ID {
-				s.Behind += max(0, o.Seq-seen[o.ID])
-			}
-		}
+		s.Behind = behindOf(d.ID, seen, list.Devices)
 		s.HoldsBackPurge = s.Behind > 0 && time.Duration(list.ReadTime-d.UpdateTime)*time.Microsecond <= p.set.purge.Unseen
 		fleet.Devices = append(fleet.Devices, s)
 	}
@@ -87,6 +83,16 @@ func (p *Pipeline) Devices(ctx context.Context) (Fleet, error) {
 		return cmp.Or(b.HeardOn.Compare(a.HeardOn), cmp.Compare(a.DeviceID, b.DeviceID))
 	})
 	return fleet, nil
+}
+
+// behindOf counts the uploads of others that a device has not read.
+func behindOf(id string, seen messages.Vector, all []messages.Device) (n int64) {
+	for _, o := range all {
+		if o.ID != id {
+			n += max(0, o.Seq-seen[o.ID])
+		}
+	}
+	return n
 }
 
 // bigBrother reads from the manifest whose turn it is.

@@ -20,11 +20,13 @@ type settings struct {
 	purge    stages.PurgePolicy
 	guard    persistence.DeleteGuard
 	interval time.Duration
-	retries  int
-	backoff  time.Duration
-	parallel int
-	rounds   int
-	grace    time.Duration
+	// soonAfter is how long nothing was written when Run begins a cycle for it.
+	soonAfter time.Duration
+	addresses func() string // this machine's in the network
+	retry     RetryPolicy
+	parallel  int
+	rounds    int
+	grace     time.Duration
 
 	resolvers map[string]persistence.Resolver
 	bus       func() Bus // nil: a GoChannel
@@ -48,13 +50,14 @@ func defaults() settings {
 			Every:  24 * time.Hour,      // it reads every device's record
 			Unseen: 90 * 24 * time.Hour, // a phone in a drawer; afterwards it reads everything again
 		},
-		guard:    persistence.DeleteGuard{Share: 0.5, Rows: 100}, // somebody emptied a table by mistake, or by malice
-		interval: 30 * time.Second,                               // one read each: 2,880 a day
-		retries:  4,                                              // with the back-off below: about six seconds
-		backoff:  400 * time.Millisecond,                         // doubled each time, with jitter
-		parallel: 4,                                              // tables that download side by side; more only wait for SQLite's one writer
-		rounds:   5,                                              // another device's edits may overtake ours; the next cycle goes on
-		grace:    10 * time.Second,                               // what a cycle may take to end after Run was asked to stop
+		guard:     persistence.DeleteGuard{Share: 0.5, Rows: 100}, // somebody emptied a table by mistake, or by malice
+		interval:  30 * time.Second,                               // one read each: 2,880 a day
+		soonAfter: time.Second,                                    // one save of an application is often several transactions
+		addresses: addresses,
+		retry:     DefaultRetryPolicy(),
+		parallel:  4,                // tables that download side by side; more only wait for SQLite's one writer
+		rounds:    5,                // another device's edits may overtake ours; the next cycle goes on
+		grace:     10 * time.Second, // what a cycle may take to end after Run was asked to stop
 	}
 }
 
@@ -104,6 +107,20 @@ func WithInterval(d time.Duration) Option {
 			return fmt.Errorf("%w: WithInterval takes at least a second, not %v: every cycle is billed", ErrInvalidOption, d)
 		}
 		s.interval = d
+		return nil
+	}
+}
+
+// WithSyncSoon sets how long nothing must have been written to the database when Run
+// begins a cycle because of it (default 1 s; 0 never: the interval alone counts). Writes
+// that do not pause hold it up for at most five times as long. Whoever writes it, any
+// program and any connection, is noticed; what is not synced starts no cycle.
+func WithSyncSoon(quiet time.Duration) Option {
+	return func(s *settings) error {
+		if quiet < 0 {
+			return fmt.Errorf("%w: WithSyncSoon takes no negative time", ErrInvalidOption)
+		}
+		s.soonAfter = quiet
 		return nil
 	}
 }
@@ -170,14 +187,28 @@ func WithUnconditionalStore() Option {
 	}
 }
 
+// WithRetryPolicy sets what is tried again, how often and after what wait; see
+// DefaultRetryPolicy.
+func WithRetryPolicy(policy RetryPolicy) Option {
+	return func(s *settings) error {
+		if err := policy.check(); err != nil {
+			return fmt.Errorf("%w: WithRetryPolicy: %w", ErrInvalidOption, err)
+		}
+		s.retry = policy
+		return nil
+	}
+}
+
 // WithRetries sets how often a stage is tried again within a cycle when the server
-// is unavailable (default 4), and the first wait, which doubles.
+// is unavailable (default 4), and the first wait, which doubles: the two numbers of the
+// RetryPolicy that matter most.
 func WithRetries(n int, first time.Duration) Option {
 	return func(s *settings) error {
 		if n < 0 || first <= 0 {
 			return fmt.Errorf("%w: WithRetries takes no negative number and a positive wait", ErrInvalidOption)
 		}
-		s.retries, s.backoff = n, first
+		u := &s.retry.Unavailable
+		u.Times, u.Wait = n, Backoff{first, max(first, u.Wait.Max)}
 		return nil
 	}
 }

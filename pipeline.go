@@ -44,6 +44,7 @@ type Pipeline struct {
 	set    settings
 	lock   *flock.Flock // nil for a database in memory
 	mu     sync.Mutex   // one cycle at a time in this process
+	soon   chan struct{}
 }
 
 // New makes a pipeline for an attached database. store may be nil: then nothing is
@@ -53,7 +54,7 @@ func New(ctx context.Context, db *bun.DB, remote Remote, store SnapshotStore, op
 	if db == nil || remote == nil {
 		return nil, fmt.Errorf("%w: New needs a database and a remote", ErrInvalidOption)
 	}
-	p := &Pipeline{db: db, remote: remote, store: store, set: defaults()}
+	p := &Pipeline{db: db, remote: remote, store: store, set: defaults(), soon: make(chan struct{}, 1)}
 	for _, o := range opts {
 		if err := o(&p.set); err != nil {
 			return nil, err
@@ -114,18 +115,26 @@ func Topology() Graph {
 // cycle runs on the same file, in this process or another, it waits. After an error
 // everything that was not finished is still dirty or still to be downloaded, and the
 // next Sync goes on from there.
-func (p *Pipeline) Sync(ctx context.Context) (Report, error) { return p.sync(ctx, false) }
+func (p *Pipeline) Sync(ctx context.Context) (Report, error) { return p.sync(ctx, mode{}) }
 
 // SyncFull runs one cycle that compares every document with every row, not only
 // what is new: it finds documents that somebody wrote who is no device. It is
 // billed one read a document.
-func (p *Pipeline) SyncFull(ctx context.Context) (Report, error) { return p.sync(ctx, true) }
+func (p *Pipeline) SyncFull(ctx context.Context) (Report, error) {
+	return p.sync(ctx, mode{full: true})
+}
 
 // AllowDeletes lets the next download delete as much as it wants, once; see
 // WithDeleteGuard.
 func (p *Pipeline) AllowDeletes(ctx context.Context) error { return p.local.AllowDeletes(ctx) }
 
-func (p *Pipeline) sync(ctx context.Context, full bool) (Report, error) {
+// mode is how a cycle differs from the usual one.
+type mode struct {
+	full  bool // compare everything
+	knock bool // try nothing again
+}
+
+func (p *Pipeline) sync(ctx context.Context, m mode) (Report, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	unlock, err := p.acquire(ctx)
@@ -147,7 +156,7 @@ func (p *Pipeline) sync(ctx context.Context, full bool) (Report, error) {
 	var again bool
 	for round := range p.set.rounds {
 		var last messages.BackupReady
-		last, err = p.round(ctx, messages.SyncRequested{Cycle: cycle, Round: round, Full: full && round == 0})
+		last, err = p.round(ctx, messages.SyncRequested{Cycle: cycle, Round: round, Full: m.full && round == 0}, m.knock)
 		if berr := p.bind(context.WithoutCancel(ctx), cycle, round); berr != nil {
 			err = errors.Join(err, berr)
 			break
@@ -171,7 +180,28 @@ func (p *Pipeline) sync(ctx context.Context, full bool) (Report, error) {
 	if err == nil {
 		err = p.local.TrimLedger(ctx)
 	}
+	p.tell(ctx, report, err)
 	return report, err
+}
+
+// tell logs how a cycle ended: at info level when it moved something, at warn level
+// when it will be tried again, at error level when somebody has to do something.
+func (p *Pipeline) tell(ctx context.Context, r Report, err error) {
+	log := p.set.log.With(zap.String("cycle", r.Cycle))
+	t := r.Total()
+	switch class, _ := p.set.retry.of(err); {
+	case err == nil && t.Downloaded+t.Applied+t.Uploaded+t.Conflicts == 0 && r.Snapshot == nil: // what waits or was set aside stays where it is
+		log.Debug("nothing to move", zap.Bool("inStep", r.InStep), zap.Int64("waiting", t.Waiting), zap.Int64("setAside", t.Dead))
+	case err == nil:
+		log.Info("cycle done", zap.Bool("inStep", r.InStep), zap.Int64("downloaded", t.Downloaded), zap.Int64("uploaded", t.Uploaded), zap.Int64("conflicts", t.Conflicts),
+			zap.Int64("waiting", t.Waiting), zap.Int64("setAside", t.Dead), zap.Bool("snapshot", r.Snapshot != nil))
+	case ctx.Err() != nil:
+		log.Info("cycle stopped; the next one goes on from here")
+	case errors.Is(err, ErrUnavailable), errors.Is(err, messages.ErrConflict), errors.Is(err, ErrLocked), errors.Is(err, messages.ErrReadTimeTooOld):
+		log.Warn("cycle failed; the next one goes on from here", zap.String("class", class), zap.Error(err))
+	default:
+		log.Error("cycle failed; somebody has to see to it", zap.String("class", class), zap.Error(err))
+	}
 }
 
 // bind ties the database to the remote's scope once that has answered; a URL that
@@ -217,9 +247,13 @@ func (p *Pipeline) acquire(ctx context.Context) (func(), error) {
 }
 
 // round sends one message through the stages and waits for its end.
-func (p *Pipeline) round(ctx context.Context, m messages.SyncRequested) (messages.BackupReady, error) {
+func (p *Pipeline) round(ctx context.Context, m messages.SyncRequested, knock bool) (messages.BackupReady, error) {
 	w, err := newWiring(p.set)
 	if err != nil {
+		return messages.BackupReady{}, err
+	}
+	w.knock = knock
+	if err := p.letters(ctx, w, m.Cycle); err != nil {
 		return messages.BackupReady{}, err
 	}
 	resolved := make(chan struct{})

@@ -84,6 +84,11 @@ type Status struct {
 	Conflicts int64 `json:"conflicts"`
 	// LastCycle is the last that came to its end, or nil.
 	LastCycle *CycleStatus `json:"lastCycle"`
+	// LastError is the newest failure since then, or nil.
+	LastError *FailureStatus `json:"lastError"`
+	// BehindSince is when the oldest edit that is here only was made, or the first
+	// failure happened that stands; nil when there is none.
+	BehindSince *time.Time `json:"behindSince"`
 	// Snapshot is the newest one this device knows of, or nil.
 	Snapshot *SnapshotStatus `json:"snapshot"`
 	// BigBrother is the installation id of the device that made it, or nil.
@@ -98,6 +103,15 @@ type CycleStatus struct {
 	EndedOn time.Time `json:"endedOn"`
 }
 
+// FailureStatus is a step of a cycle that failed. Error starts with its class.
+type FailureStatus struct {
+	Cycle    string    `json:"cycle"`
+	Stage    string    `json:"stage"`
+	Table    string    `json:"table"`
+	FailedOn time.Time `json:"failedOn"`
+	Error    string    `json:"error"`
+}
+
 // SnapshotStatus names a snapshot and when it was made, by its maker's clock.
 type SnapshotStatus struct {
 	Generation string    `json:"generation"`
@@ -110,6 +124,8 @@ func (p *Pipeline) Status(ctx context.Context) (Status, error) { return statusOf
 func statusOf(ctx context.Context, local interface {
 	Health(ctx context.Context) (messages.Health, error)
 	LastCycle(ctx context.Context) (string, int64, error)
+	LastFailure(ctx context.Context) (messages.Step, bool, error)
+	BehindSince(ctx context.Context) (int64, error)
 },
 ) (Status, error) {
 	h, err := local.Health(ctx)
@@ -126,6 +142,21 @@ func statusOf(ctx context.Context, local interface {
 	}
 	if cycle != "" {
 		s.LastCycle = &CycleStatus{cycle, time.UnixMilli(on).UTC()}
+	}
+	failure, failed, err := local.LastFailure(ctx)
+	if err != nil {
+		return s, fmt.Errorf("read the status: %w", err)
+	}
+	if failed {
+		s.LastError = &FailureStatus{failure.Cycle, failure.Stage, failure.Table, failure.Started, failure.Error}
+	}
+	since, err := local.BehindSince(ctx)
+	if err != nil {
+		return s, fmt.Errorf("read the status: %w", err)
+	}
+	if since > 0 {
+		at := time.UnixMilli(since).UTC()
+		s.BehindSince = &at
 	}
 	if h.Generation != "" {
 		s.Snapshot = &SnapshotStatus{h.Generation, time.UnixMilli(h.BackedUpOn).UTC()}

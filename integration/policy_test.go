@@ -35,7 +35,6 @@ func later() {
 	}
 }
 
-
 func TestMergeByFieldKeepsEditsOfDifferentColumns(t *testing.T) {
 	_, a, b := pair(t, tidemark.MergeByField)
 	a.exec(`UPDATE card SET title = 'from a'`)

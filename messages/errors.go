@@ -1,6 +1,9 @@
 package messages
 
-import "errors"
+import (
+	"errors"
+	"time"
+)
 
 // Every failure of a remote or a snapshot store wraps exactly one of these
 // classes; callers branch with errors.Is and never on a text.
@@ -39,4 +42,22 @@ func Class(err error) string {
 		}
 	}
 	return "bug"
+}
+
+// asked is an error with the wait that the far side asked for.
+type asked struct {
+	error
+	wait time.Duration
+}
+
+func (a *asked) Unwrap() error             { return a.error }
+func (a *asked) RetryAfter() time.Duration { return a.wait }
+
+// WithRetryAfter adds to an error how long the far side wants to be left alone. Whoever
+// tries again finds it with errors.As as interface{ RetryAfter() time.Duration }.
+func WithRetryAfter(err error, wait time.Duration) error {
+	if err == nil || wait <= 0 {
+		return err
+	}
+	return &asked{err, wait}
 }

@@ -64,6 +64,10 @@ func explain(err error) error {
 	return err
 }
 
+// Explain gives what a SQLite driver said the class that a caller can branch on, and
+// the remedy.
+func Explain(err error) error { return explain(err) }
+
 // rowsFault reports whether a failed statement is the fault of the row it wrote (a
 // constraint, a type, a trigger's RAISE) and not of the machine or the caller.
 func rowsFault(err error) bool {

@@ -2,6 +2,8 @@ package persistence
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -15,7 +17,8 @@ type DeadLetter struct {
 	ID int64 `json:"id"`
 	// State is "dead", or "discarded": given up until it changes.
 	State string `json:"state"`
-	// Stage is the one that could not handle it: "upload" or "download".
+	// Stage is the one that could not handle it: "upload" or "download"; or any, when it
+	// could not handle a message of a cycle at all. Then there is no document.
 	Stage      string `json:"stage"`
 	Table      string `json:"table"`
 	DocumentID string `json:"documentId"`
@@ -33,6 +36,10 @@ type DeadLetter struct {
 	Replay bool `json:"replay"`
 	// Version is what could not be handled; nil in lists.
 	Version *RowVersion `json:"version,omitempty"`
+	// Message is the message that a stage could not handle, and Stack the functions
+	// that were running, the innermost first; empty in lists.
+	Message json.RawMessage `json:"message,omitempty"`
+	Stack   []string        `json:"stack,omitempty"`
 }
 
 // Waiting is a document, or a row, that cannot be handled before something else is. It
@@ -110,7 +117,7 @@ func (l *Local) DeadLetters(ctx context.Context, f DeadLetterFilter) iter.Seq2[D
 				yield(d, fmt.Errorf("list dead letters: %w", err))
 				return
 			}
-			d.Version = nil
+			d.Version, d.Message, d.Stack = nil, nil, nil
 			if ok && !yield(d, nil) { // not ok: done with meanwhile
 				return
 			}
@@ -131,14 +138,25 @@ func (l *Local) DeadLetter(ctx context.Context, id int64) (DeadLetter, error) {
 func (l *Local) deadLetter(ctx context.Context, id int64) (DeadLetter, bool, error) {
 	d := DeadLetter{ID: id}
 	var payload []byte
+	var metadata string
 	var first, last, updatedOn int64
-	ok, err := found(l.db.DB.QueryRowContext(ctx, `SELECT state, handler, tableName, documentId, class, reason, attempts, firstOn, lastOn, updatedOn, payload
+	var ofMessage bool
+	ok, err := found(l.db.DB.QueryRowContext(ctx, `SELECT state, handler, tableName, documentId, class, reason, attempts, firstOn, lastOn, updatedOn, payload, metadata, `+isStage+`
 		FROM tidemark_dead_letters WHERE id = ?`, id).
-		Scan(&d.State, &d.Stage, &d.Table, &d.DocumentID, &d.Class, &d.Reason, &d.Attempts, &first, &last, &updatedOn, &payload))
+		Scan(&d.State, &d.Stage, &d.Table, &d.DocumentID, &d.Class, &d.Reason, &d.Attempts, &first, &last, &updatedOn, &payload, &metadata, &ofMessage))
 	if err != nil || !ok {
 		return d, false, explain(err)
 	}
-	d.FirstOn, d.LastOn, d.Replay = fromMilli(first), fromMilli(last), d.Stage == messages.StageUpload && updatedOn == 0
+	d.FirstOn, d.LastOn = fromMilli(first), fromMilli(last)
+	d.Replay = (d.Stage == messages.StageUpload || ofMessage) && updatedOn == 0
+	if ofMessage {
+		var m letterMetadata
+		if err := json.Unmarshal([]byte(metadata), &m); err != nil || !json.Valid(payload) {
+			return d, true, fmt.Errorf("dead letter %d is damaged; discard it: %w", id, errors.Join(err, messages.ErrRejected))
+		}
+		d.Message, d.Stack = payload, m.Stack
+		return d, true, nil
+	}
 	p, err := l.planIfAny(ctx, d.Table)
 	if err != nil {
 		return d, true, err
@@ -335,7 +353,7 @@ func (l *Local) DiscardDeadLetters(ctx context.Context, f DeadLetterFilter) (n i
 			return err
 		}
 		// One that was to be tried again is given up as it was.
-		n, err = tx.run(`UPDATE tidemark_dead_letters SET state = 'discarded', updatedOn = CASE WHEN handler = 'upload' AND updatedOn = 0
+		n, err = tx.run(`UPDATE tidemark_dead_letters SET state = 'discarded', updatedOn = CASE WHEN `+isStage+` THEN 1 WHEN handler = 'upload' AND updatedOn = 0
 			THEN coalesce(json_extract(CAST(payload AS TEXT), '$.updatedOn'), 0) ELSE updatedOn END WHERE `+where, args...)
 		return err
 	})

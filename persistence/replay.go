@@ -249,7 +249,25 @@ func (r *replay) download(a *applier, s *storedLetter, d *messages.Document) err
 	return a.file(d, out)
 }
 
-// others tells of letters that nobody can replay.
+// message asks for a letter of a whole message to be tried again: the next cycle makes
+// the same message as of then, and hands it to the stage. The one that was kept is about
+// a moment that has passed.
+func (r *replay) message(ctx context.Context, id int64) (requested bool, err error) {
+	err = r.l.write(ctx, func(tx *tx) error {
+		n, err := tx.run(`UPDATE tidemark_dead_letters SET state = 'dead', updatedOn = 0 WHERE id = ? AND `+isStage, id)
+		requested = n > 0
+		if err == nil && r.dryRun {
+			err = errDryRun
+		}
+		return err
+	})
+	if errors.Is(err, errDryRun) {
+		err = nil
+	}
+	return requested, err
+}
+
+// others replays letters of whole messages, and tells of those that nobody can replay.
 func (r *replay) others(ctx context.Context) error {
 	tables := []string{}
 	for _, p := range r.plans {
@@ -270,8 +288,14 @@ func (r *replay) others(ctx context.Context) error {
 			Scan(&s.Stage, &s.Table, &s.DocumentID)); err != nil || !ok {
 			return err
 		}
+		requested, err := r.message(ctx, id)
+		if err != nil {
+			return err
+		}
 		s.Reason = fmt.Sprintf("table %q is not synced any more", s.Table)
-		if s.DocumentID == "" || s.Stage != messages.StageUpload && s.Stage != messages.StageDownload {
+		if requested {
+			s.Outcome, s.Reason = outcomeRequested, ""
+		} else if s.DocumentID == "" || s.Stage != messages.StageUpload && s.Stage != messages.StageDownload {
 			s.Reason = fmt.Sprintf("this program cannot replay what stage %q could not handle", s.Stage)
 		}
 		if err := r.tell(s); err != nil {

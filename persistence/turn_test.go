@@ -90,7 +90,7 @@ func TestSnapshotCountsItsRows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	snap, body, err := l.Snapshot(t.Context())
+	snap, body, err := l.Snapshot(t.Context(), "g", time.Now().UnixMilli(), messages.Snapshot{})
 	if err != nil {
 		t.Fatal(err)
 	}

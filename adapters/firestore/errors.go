@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/tidemark-sync/tidemark/messages"
 )
@@ -99,7 +101,19 @@ func (r *Remote) classified(op string, err error) error {
 	if remedy != "" {
 		return fmt.Errorf("firestore: %s: %w: %s: %w", op, class, remedy, err)
 	}
-	return fmt.Errorf("firestore: %s: %w: %w", op, class, err)
+	return messages.WithRetryAfter(fmt.Errorf("firestore: %s: %w: %w", op, class, err), retryDelay(err))
+}
+
+// retryDelay is how long the server asks to be left alone (google.rpc.RetryInfo), or 0.
+func retryDelay(err error) time.Duration {
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(interface {
+			GetRetryDelay() *durationpb.Duration
+		}); ok {
+			return info.GetRetryDelay().AsDuration()
+		}
+	}
+	return 0
 }
 
 // classify is what an answer means wherever it comes from.

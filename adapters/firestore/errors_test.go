@@ -11,9 +11,11 @@ import (
 	"time"
 
 	pb "cloud.google.com/go/firestore/apiv1/firestorepb"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/tidemark-sync/tidemark/messages"
@@ -249,5 +251,21 @@ func TestOpenRefusesABadConfiguration(t *testing.T) {
 		cfg.Emulator = "127.0.0.1:1"
 		_, err := Open(t.Context(), cfg)
 		one(t, cfg.Scope, err, messages.ErrRejected)
+	}
+}
+
+// How long the server asks to be left alone reaches whoever tries again.
+func TestRetryInfoIsPassedOn(t *testing.T) {
+	busy, err := status.New(codes.ResourceExhausted, "quota exceeded").WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(7 * time.Second)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := (&fake{err: busy.Err()}).open(t, 10*time.Second)
+	_, onCommit := r.Commit(t.Context(), someCommit)
+	for name, err := range map[string]error{"commit": onCommit, "read": read(t.Context(), r)} {
+		var asked interface{ RetryAfter() time.Duration }
+		if !errors.As(err, &asked) || asked.RetryAfter() != 7*time.Second || !errors.Is(err, messages.ErrUnavailable) {
+			t.Errorf("%s: %v: asks for %v", name, err, asked)
+		}
 	}
 }

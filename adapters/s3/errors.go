@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
+	"time"
 
 	smithy "github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
@@ -53,7 +55,24 @@ func (s *Store) failed(ctx context.Context, op string, err error) error {
 	if remedy != "" {
 		return fmt.Errorf("s3: %s: %w: %s: %w", op, class, remedy, err)
 	}
-	return fmt.Errorf("s3: %s: %w: %w", op, class, err)
+	return messages.WithRetryAfter(fmt.Errorf("s3: %s: %w: %w", op, class, err), retryAfter(err))
+}
+
+// retryAfter is how long the server asks to be left alone, in seconds or until a time,
+// or 0.
+func retryAfter(err error) time.Duration {
+	var resp *smithyhttp.ResponseError
+	if !errors.As(err, &resp) || resp.Response == nil {
+		return 0
+	}
+	text := resp.Response.Header.Get("Retry-After")
+	if seconds, err := strconv.Atoi(text); err == nil {
+		return time.Duration(min(max(seconds, 0), 86400)) * time.Second
+	}
+	if at, err := http.ParseTime(text); err == nil {
+		return max(0, time.Until(at))
+	}
+	return 0
 }
 
 func classify(err error) (class error, remedy string) {

@@ -106,3 +106,38 @@ func TestASlowUploadIsNotSilence(t *testing.T) {
 		}
 	})
 }
+
+// busy answers every request with what S3 says when it has too much to do.
+type busy string
+
+func (b busy) Do(r *http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: http.StatusServiceUnavailable, Header: http.Header{"Retry-After": {string(b)}}, Body: http.NoBody, Request: r}, nil
+}
+
+// How long the server asks to be left alone reaches whoever tries again.
+func TestRetryAfterIsPassedOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for text, want := range map[string]time.Duration{
+			"7": 7 * time.Second, "": 0, "soon": 0, "-3": 0,
+			time.Now().Add(time.Hour).UTC().Format(http.TimeFormat): time.Hour,
+		} {
+			client := s3.New(s3.Options{
+				HTTPClient: busy(text), Region: "r", BaseEndpoint: aws.String("http://nowhere"), Credentials: credentials.NewStaticCredentialsProvider("a", "b", ""),
+				RetryMaxAttempts: 1,
+			})
+			s, err := New(client, "b", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = s.Delete(t.Context(), "x")
+			var asked interface{ RetryAfter() time.Duration }
+			got := time.Duration(0)
+			if errors.As(err, &asked) {
+				got = asked.RetryAfter()
+			}
+			if got != want || !errors.Is(err, messages.ErrUnavailable) {
+				t.Errorf("%q: %v asks for %v, want %v", text, err, got, want)
+			}
+		}
+	})
+}

@@ -116,6 +116,33 @@ func (db *database) attached(ctx context.Context) error {
 	return db.failed(explain(err))
 }
 
+// stuck is a stage that panicked over a message, and the table it was about, if any.
+type stuck struct{ stage, table string }
+
+// stuckStages lists the dead letters of whole messages.
+func (db *database) stuckStages(ctx context.Context) ([]stuck, error) {
+	rows, err := db.DB.DB.QueryContext(ctx, `SELECT handler, tableName FROM tidemark_dead_letters WHERE documentId = '' AND topic <> '' AND state = 'dead' ORDER BY id`)
+	if err != nil {
+		return nil, db.failed(explain(err))
+	}
+	defer rows.Close()
+	var out []stuck
+	for rows.Next() {
+		var s stuck
+		if err := rows.Scan(&s.stage, &s.table); err != nil {
+			return nil, db.failed(err)
+		}
+		out = append(out, s)
+	}
+	return out, rows.Err()
+}
+
+// heldRows is how many dirty rows the last upload had to leave behind.
+func (db *database) heldRows(ctx context.Context) (n int64, err error) {
+	err = db.DB.DB.QueryRowContext(ctx, `SELECT heldRows FROM tidemark_state`).Scan(&n)
+	return n, db.failed(explain(err))
+}
+
 // aside is why rows or documents of a table were set aside; dirty counts those that
 // would have to be uploaded. reason is empty for those that the owner has given up.
 type aside struct {
@@ -127,7 +154,7 @@ type aside struct {
 // those that were discarded.
 func (db *database) setAside(ctx context.Context) ([]aside, error) {
 	rows, err := db.DB.DB.QueryContext(ctx, `SELECT tableName, iif(state = 'dead', reason, '') AS why, count(*), sum(handler = 'upload') FROM tidemark_dead_letters
-		GROUP BY tableName, why ORDER BY why = '', count(*) DESC, tableName, why`)
+		WHERE documentId <> '' OR topic = '' GROUP BY tableName, why ORDER BY why = '', count(*) DESC, tableName, why`)
 	if err != nil {
 		return nil, db.failed(explain(err))
 	}

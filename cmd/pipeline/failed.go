@@ -19,7 +19,8 @@ const aboutFailed = `What can never be handled as it is, or was refused, is set 
 and stops nobody: a row that the server does not take (stage upload), a document
 that does not fit here (stage download). It goes by itself once the row, or a
 newer version of the document, gets through. What only waits for its parent is
-no failure: every sync tries it again.`
+no failure: every sync tries it again. A stage that failed as a whole, by a
+mistake in a program, stands there with its message, until it gets through.`
 
 func (a *app) failed() *cobra.Command {
 	cmd := a.listFailed("failed [show ID | replay ID… | discard ID…] --db FILE")
@@ -40,14 +41,19 @@ next sync); or state (waiting, collides), stage, table, documentId, row, reason.
 // choosing adds the flags that choose dead letters.
 func choosing(cmd *cobra.Command, f *tidemark.DeadLetterFilter) {
 	cmd.Flags().StringVar(&f.Table, "table", "", "only those of `TABLE`")
-	cmd.Flags().StringVar(&f.Stage, "stage", "", "only those of `STAGE`, upload or download")
+	cmd.Flags().StringVar(&f.Stage, "stage", "", "only those of `STAGE`, such as upload or download")
 }
 
 func checkStage(stage string) error {
-	if stage != "" && stage != messages.StageUpload && stage != messages.StageDownload {
-		return misuse("--stage takes upload or download")
+	if stage == "" {
+		return nil
 	}
-	return nil
+	for _, e := range tidemark.Topology().Edges {
+		if e.Stage == stage {
+			return nil
+		}
+	}
+	return misuse("--stage takes upload, download or another stage that `pipeline topology` draws")
 }
 
 func (a *app) listFailed(use string) *cobra.Command {
@@ -123,7 +129,7 @@ func (a *app) tellLetter(first bool, x tidemark.DeadLetter) {
 	if first {
 		a.out.printf(row, "id", "stage", "table", "row", "tries", "since")
 	}
-	a.out.printf(row, strconv.FormatInt(x.ID, 10), fit(x.Stage, 8), fit(x.Table, 16), fit(rowOr(x.Row, x.DocumentID), 18), thousands(x.Attempts), day(x.FirstOn))
+	a.out.printf(row, strconv.FormatInt(x.ID, 10), fit(x.Stage, 8), fit(orDash(x.Table), 16), fit(orDash(rowOr(x.Row, x.DocumentID)), 18), thousands(x.Attempts), day(x.FirstOn))
 	reason := fit(x.Reason, 300)
 	switch {
 	case x.State != "dead":
@@ -181,10 +187,10 @@ does, with version: updatedOn, updatedBy, deleted, values and parents.`,
 }
 
 func (a *app) tellLetterWhole(x tidemark.DeadLetter) {
-	a.out.printf("Failure %d: %s, %s\n\n", x.ID, plain(x.Table), plain(rowOr(x.Row, x.DocumentID)))
+	a.out.printf("Failure %d: %s\n\n", x.ID, plain(letterName(x.Stage, x.Table, x.Row, x.DocumentID)))
 	row := func(name, text string) { a.wrap(14, fmt.Sprintf("  %-11s", name), text) }
 	stages := map[string]string{messages.StageUpload: "upload: the row is here, and not on the server", messages.StageDownload: "download: the document is on the server, and not here"}
-	if text, ok := stages[x.Stage]; ok {
+	if text, ok := stages[x.Stage]; ok && x.Message == nil {
 		row("stage", text)
 	} else {
 		row("stage", x.Stage)
@@ -201,6 +207,18 @@ func (a *app) tellLetterWhole(x tidemark.DeadLetter) {
 		row("state", x.State+": it is tried again when it changes, or is replayed")
 	case x.Replay:
 		row("state", "the next sync tries it again")
+	}
+	if x.Message != nil {
+		a.wrap(14, "  message", string(x.Message))
+		for i, f := range x.Stack {
+			heading := "  stack"
+			if i > 0 {
+				heading = ""
+			}
+			a.wrap(14, heading, f)
+		}
+		a.out.printf("\n")
+		a.wrap(2, "  ", "No row was lost: each sync makes the message again, and the failure goes when the stage gets through. Report it with what stands here; it holds no data of yours.")
 	}
 	v := x.Version
 	if v == nil {
@@ -298,7 +316,26 @@ func (a *app) tellReplayed(r tidemark.Replayed, dryRun bool) {
 	if r.Reason != "" {
 		text += ": " + fit(r.Reason, 300)
 	}
-	a.wrap(7, fmt.Sprintf("%5d  ", r.ID), r.Table+", "+rowOr(r.Row, r.DocumentID)+": "+text)
+	a.wrap(7, fmt.Sprintf("%5d  ", r.ID), letterName(r.Stage, r.Table, r.Row, r.DocumentID)+": "+text)
+}
+
+// letterName is what a failure is about.
+func letterName(stage, table, row, id string) string {
+	switch {
+	case id != "" || row != "":
+		return table + ", " + rowOr(row, id)
+	case table != "":
+		return "the whole stage " + strconv.Quote(stage) + " of " + table
+	default:
+		return "the whole stage " + strconv.Quote(stage)
+	}
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
 }
 
 func (a *app) tellReplay(s settings, outcomes map[string]int64, dryRun bool) {

@@ -134,10 +134,9 @@ func interruptible(parent context.Context) (context.Context, func()) {
 }
 
 const about = `pipeline keeps a SQLite database in step with Firestore, and a fresh snapshot
-of it in S3. A sync checks Devices for what is new, downloads it, uploads the
-rows that are dirty, registers this device and, when it is Big Brother, backs
-up. A new or lost device restores the snapshot and downloads only what came
-after it. Try it first: pipeline demo`
+of it in S3. A sync checks Devices for what is new, downloads it, uploads what
+is dirty, registers this device and, when it is Big Brother, backs up. A new
+device restores the snapshot first. Try it first: pipeline demo`
 
 // settingsHelp ends the help of every command that takes settings.
 const settingsHelp = `
@@ -179,13 +178,14 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.given.config, "config", "", "`FILE` with the settings, instead of tidemark.yaml")
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "log every step to standard error")
 	cobra.EnableCommandSorting = false // they stand in the order of their use
-	root.AddCommand(a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.verify(), a.snapshots(), a.keygen(), a.status(), a.devices(), a.conflicts(), a.failed(), a.topology(), &cobra.Command{
-		Use: "version", Short: "say which version this is", Args: noArguments,
-		RunE: func(*cobra.Command, []string) error {
-			a.out.printf("pipeline %s\n", version())
-			return nil
-		},
-	})
+	root.AddCommand(a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.verify(), a.snapshots(), a.keygen(), a.status(), a.doctor(), a.devices(), a.conflicts(), a.failed(),
+		a.topology(), &cobra.Command{
+			Use: "version", Short: "say which version this is", Args: noArguments,
+			RunE: func(*cobra.Command, []string) error {
+				a.out.printf("pipeline %s\n", version())
+				return nil
+			},
+		})
 	for _, c := range root.Commands() {
 		for _, c := range append(c.Commands(), c) {
 			c.DisableFlagsInUseLine, c.SuggestionsMinimumDistance = true, root.SuggestionsMinimumDistance

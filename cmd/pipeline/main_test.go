@@ -59,6 +59,9 @@ func TestMain(m *testing.M) {
 		"onscreen": helper(onscreenCommand),
 		// until TEXT SIGNAL COMMAND… sends a signal when the command has printed a text.
 		"until": helper(untilCommand),
+		// playing FILE COMMAND… reads lines of "TEXT | SIGNAL | FROM | TO": when the command
+		// has printed the text, FROM is copied to TO and the signal sent.
+		"playing": helper(playingCommand),
 		// answering CODE TEXT COMMAND… plays a Firestore that answers every call so.
 		"answering": helper(answeringCommand),
 		// interrupting SIGNAL,… COMMAND… plays a Firestore that never answers, and

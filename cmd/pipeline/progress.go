@@ -118,8 +118,7 @@ var follows = map[string]string{
 	"register":         "backing up",
 }
 
-// steps is a zap core that knows which stage of a cycle a line is about. It leaves
-// out what the message bus says about itself below a warning.
+// steps is a zap core that knows which stage of a cycle a line is about.
 type steps struct {
 	zapcore.Core           // nil: the lines are for progress only
 	progress     *progress // nil: the lines are for the log only
@@ -141,7 +140,7 @@ func (c steps) With(fields []zapcore.Field) zapcore.Core {
 }
 
 func (c steps) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if c.stage == "" && e.Level < zapcore.WarnLevel || !c.Enabled(e.Level) {
+	if !c.Enabled(e.Level) {
 		return ce
 	}
 	return ce.AddCore(e, c)

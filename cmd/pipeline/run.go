@@ -4,42 +4,92 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/signal"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 func (a *app) run() *cobra.Command {
 	return a.takes(&cobra.Command{
 		Use:   "run --db FILE --remote URL --store URL [--every 30s]",
 		Short: "stay in step until it is told to stop",
-		Long: `run syncs again and again, and prints a line when something moved. It waits out
-any outage. SIGINT (Ctrl-C) or SIGTERM stop it: the cycle under way may take
-ten seconds to end, and the exit code is 0. A second signal ends it at once.`,
+		Long: `run syncs every 30 seconds, and a second after something was written to the
+database, whatever program did it. It prints a line when something moved, and
+waits out any outage. SIGINT (Ctrl-C) or SIGTERM stop it: the cycle under way
+may take ten seconds to end, and the exit code is 0. A second signal ends it at
+once. SIGHUP reads the settings anew; when they are wrong the old ones stay.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
+			reload := make(chan os.Signal, 1)
+			signal.Notify(reload, syscall.SIGHUP)
+			defer signal.Stop(reload)
 			w, err := a.open(cmd)
 			if err != nil {
 				return err
 			}
-			defer w.close()
 			d := &diary{a: a, ctx: ctx}
-			a.out.printf("%s keeps in step with %s, every %v. Ctrl-C stops it.\n", plain(w.settings.db.text), plain(w.settings.remote.text), w.settings.every)
-			err = w.pipeline.Run(ctx, d.cycle)
-			a.progress.end()
-			if err != nil && d.failing == plain(err.Error()) {
-				return toldError{err}
+			for {
+				if d.begin(w); a.out.failed() != nil {
+					w.close() // the terminal is gone
+					return nil
+				}
+				next, err := a.runUntil(cmd, w, d, reload)
+				if next == nil {
+					err = d.ended(w, err)
+					w.close()
+					return err
+				}
+				w.close()
+				w = next
 			}
-			if err != nil {
-				return w.db.failed(err)
-			}
-			return d.close(w)
 		},
 	}, "db", "remote", "store", "key-file", "every")
+}
+
+// errReload is the cause of a context that ends for new settings.
+var errReload = errors.New("new settings")
+
+// runUntil runs until the end, or until there are new settings that work: then it
+// returns what they opened.
+func (a *app) runUntil(cmd *cobra.Command, w *work, d *diary, reload <-chan os.Signal) (next *work, err error) {
+	ctx, stop := context.WithCancelCause(cmd.Context())
+	defer stop(nil)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-reload:
+			case <-done:
+				return
+			}
+			opened, err := a.open(cmd)
+			if err == nil {
+				next = opened
+				stop(errReload)
+				return
+			}
+			fmt.Fprintf(a.err, "%s  the new settings do not work, the old ones stay: %s\n", time.Now().Format(time.TimeOnly), plain(err.Error()))
+		}
+	})
+	err = w.pipeline.Run(ctx, d.cycle)
+	close(done)
+	wg.Wait()
+	a.progress.end()
+	if next != nil && (err != nil || cmd.Context().Err() != nil) {
+		next.close() // it ended by itself
+		next = nil
+	}
+	return next, err
 }
 
 // diary is what run prints.
@@ -50,6 +100,30 @@ type diary struct {
 	reads   int64
 	writes  int64
 	failing string
+	stuck   messages.TableCounts // waiting or set aside in the last cycle
+	begun   bool
+}
+
+// begin is the first line, and that after new settings.
+func (d *diary) begin(w *work) {
+	text := fmt.Sprintf("%s keeps in step with %s, every %v.", plain(w.settings.db.text), plain(w.settings.remote.text), w.settings.every)
+	if d.begun {
+		d.say("new settings: %s", text)
+		return
+	}
+	d.begun = true
+	d.a.out.printf("%s Ctrl-C stops it.\n", text)
+}
+
+// ended says how it ended.
+func (d *diary) ended(w *work, err error) error {
+	switch {
+	case err != nil && d.failing == plain(err.Error()):
+		return toldError{err}
+	case err != nil:
+		return w.db.failed(err)
+	}
+	return d.close(w)
 }
 
 func (d *diary) say(format string, args ...any) {
@@ -78,12 +152,15 @@ func (d *diary) cycle(r tidemark.Report, err error) {
 	first, recovered := d.cycles == 1, d.failing != ""
 	d.failing = ""
 	t := r.Total()
+	same := t == d.stuck || t == (messages.TableCounts{}) // what cannot move is told once
+	d.stuck = messages.TableCounts{Waiting: t.Waiting, Dead: t.Dead}
+	quiet := same && r.Snapshot == nil && r.InStep
 	switch {
-	case len(r.Tables) == 0 && r.Snapshot == nil && r.InStep && recovered:
+	case quiet && recovered:
 		d.say("working again, nothing to move (%s)", billed(r))
-	case len(r.Tables) == 0 && r.Snapshot == nil && r.InStep && first:
+	case quiet && first:
 		d.say("in step, nothing to move (%s)", billed(r))
-	case len(r.Tables) == 0 && r.Snapshot == nil && r.InStep:
+	case quiet:
 	default:
 		var parts []string
 		for _, p := range []struct {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,9 +17,10 @@ func (a *app) status() *cobra.Command {
 	cmd := a.takes(&cobra.Command{
 		Use:   "status --db FILE [--json]",
 		Short: "how the database stands, without asking the server",
-		Long: `status tells what is left to upload, what waits for a parent or was set aside,
-when the last cycle ended, and which snapshot this device knows of. It asks no
-server and costs nothing.`,
+		Long: `status tells whether the database is in step and, if not, since when and why:
+what is left to upload, what waits for a parent or was set aside, how the last
+sync ended; and which snapshot this device knows of, and who makes the next. It
+asks no server and costs nothing; "pipeline doctor" looks further.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
@@ -44,47 +46,95 @@ server and costs nothing.`,
 			if asJSON {
 				return a.out.json(st)
 			}
+			a.out.printf("%s\n", headline(plain(s.db.text), st))
+			if err := a.tellLeft(ctx, db, st); err != nil {
+				return err
+			}
+			a.out.printf("\n")
 			a.tellStatus(st)
-			return a.tellStanding(ctx, db, st, true)
+			return nil
 		},
 	}, "db")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one Status object on standard output")
 	return cmd
 }
 
-func (a *app) tellStatus(st tidemark.Status) {
-	row := func(name, format string, args ...any) {
-		a.out.printf("  %-12s %s\n", name, fmt.Sprintf(format, args...))
+// staleAfter is when a status says how old it is: it asks no server.
+const staleAfter = time.Hour
+
+// headline says in a sentence whether all is well.
+func headline(name string, st tidemark.Status) string {
+	left := st.Dirty + st.Waiting + st.Dead
+	switch {
+	case st.LastCycle == nil && st.LastError != nil:
+		return name + " was never synced: the first sync failed."
+	case st.LastCycle == nil:
+		return name + " was never synced."
+	case st.LastError != nil:
+		return name + " is not in step: the last sync failed."
+	case time.Since(st.LastCycle.EndedOn) > staleAfter && left == 0:
+		return name + " was in step when it last synced, " + since(st.LastCycle.EndedOn) + "."
+	case time.Since(st.LastCycle.EndedOn) > staleAfter:
+		return name + " last synced " + since(st.LastCycle.EndedOn) + ", and is not in step:"
+	case left == 0:
+		return name + " is in step."
 	}
-	row("device", "%s", plain(st.DeviceID))
-	row("tables", "%s", thousands(int64(st.Tables)))
-	row("dirty", "%s", thousands(st.Dirty))
-	row("waiting", "%s", thousands(st.Waiting))
-	row("set aside", "%s", thousands(st.Dead))
-	row("conflicts", "%s", thousands(st.Conflicts))
+	return name + " is in step but for this:"
+}
+
+func (a *app) tellStatus(st tidemark.Status) {
+	row := func(name, text string) { a.wrap(15, fmt.Sprintf("  %-12s", name), text) }
+	row("device", st.DeviceID)
+	row("tables", thousands(int64(st.Tables)))
+	row("dirty", thousands(st.Dirty))
+	row("waiting", thousands(st.Waiting))
+	row("set aside", thousands(st.Dead))
+	row("conflicts", thousands(st.Conflicts))
+	if st.BehindSince != nil && st.LastCycle != nil {
+		row("behind since", ago(*st.BehindSince))
+	}
 	if st.LastCycle == nil {
 		row("last cycle", "none yet")
 	} else {
-		row("last cycle", "%s", ago(st.LastCycle.EndedOn))
+		row("last cycle", ago(st.LastCycle.EndedOn))
+	}
+	if e := st.LastError; e != nil {
+		where := e.Stage
+		if e.Table != "" {
+			where += " of " + e.Table
+		}
+		row("last error", ago(e.FailedOn)+", "+fit(where, 60)+": "+fit(e.Error, 300))
 	}
 	if st.Snapshot == nil {
 		row("snapshot", "none known")
+		row("Big Brother", "nobody yet: the first device that is in step makes a snapshot")
 	} else {
-		by := "another device, Big Brother"
+		row("snapshot", ago(st.Snapshot.MadeOn)+", not encrypted")
 		if st.BigBrother != nil && *st.BigBrother == st.DeviceID {
-			by = "this device, Big Brother"
+			row("Big Brother", "this device")
+		} else if st.BigBrother != nil {
+			row("Big Brother", "another device, "+*st.BigBrother)
 		}
-		row("snapshot", "%s, by %s", ago(st.Snapshot.MadeOn), by)
 	}
 	switch off := time.Duration(st.ClockOffsetMs) * time.Millisecond; {
 	case off > time.Minute:
-		row("clock", "%v behind the server's: set it", off.Round(time.Second))
+		row("clock", fmt.Sprintf("%v behind the server's: set it", off.Round(time.Second)))
 	case off < -time.Minute:
-		row("clock", "%v ahead of the server's: set it", -off.Round(time.Second))
+		row("clock", fmt.Sprintf("%v ahead of the server's: set it", -off.Round(time.Second)))
+	case st.LastCycle == nil:
+		row("clock", "not compared yet")
 	default:
 		row("clock", "right")
 	}
-	a.out.printf("\n")
+}
+
+// since is how long ago a moment was.
+func since(t time.Time) string {
+	_, text, ok := strings.Cut(ago(t), ", ")
+	if !ok {
+		return "in the future by this machine's clock"
+	}
+	return text
 }
 
 // ago is a moment and how long it has passed.

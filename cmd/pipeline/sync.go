@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -265,6 +266,11 @@ func (a *app) tellStanding(ctx context.Context, db *database, st tidemark.Status
 	default:
 		a.out.printf("%s is not in step yet: other devices are writing. Sync again.\n", name)
 	}
+	return a.tellLeft(ctx, db, st)
+}
+
+// tellLeft lists what is left and what to do about it.
+func (a *app) tellLeft(ctx context.Context, db *database, st tidemark.Status) error {
 	reasons, err := db.setAside(ctx)
 	if err != nil {
 		return err
@@ -275,6 +281,14 @@ func (a *app) tellStanding(ctx context.Context, db *database, st tidemark.Status
 		if x.reason == "" {
 			givenUp += x.dirty
 		}
+	}
+	held, err := db.heldRows(ctx)
+	if err != nil {
+		return err
+	}
+	if children := min(left, held-(st.Dirty-left)); children > 0 {
+		left -= children
+		a.wrap(4, "  - ", count(children, "row waits", "rows wait")+" for a row that was set aside (`pipeline failed`)")
 	}
 	if left > 0 {
 		a.wrap(4, "  - ", count(left, "change is", "changes are")+" still to be uploaded: the next sync does it")
@@ -288,10 +302,22 @@ func (a *app) tellStanding(ctx context.Context, db *database, st tidemark.Status
 	if st.Conflicts > 0 {
 		a.wrap(4, "  - ", count(st.Conflicts, "conflict was", "conflicts were")+" decided so far; see `pipeline conflicts`")
 	}
-	if st.Dead == 0 {
+	broken, err := db.stuckStages(ctx)
+	if err != nil {
+		return err
+	}
+	for _, x := range broken {
+		of := ""
+		if x.table != "" {
+			of = " of " + x.table
+		}
+		a.wrap(4, "  - ", "stage "+strconv.Quote(x.stage)+of+" failed by a mistake in a program; `pipeline failed show ID` has what to report, and every sync tries it again")
+	}
+	rows := st.Dead - int64(len(broken))
+	if rows == 0 {
 		return nil
 	}
-	a.wrap(4, "  - ", count(st.Dead, "row was", "rows were")+" set aside (`pipeline failed`); change the row and it is tried again:")
+	a.wrap(4, "  - ", count(rows, "row was", "rows were")+" set aside (`pipeline failed`); change the row and it is tried again:")
 	for i, x := range reasons {
 		if x.reason == "" {
 			break // they come last

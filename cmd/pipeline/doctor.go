@@ -1,0 +1,214 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tidemark-sync/tidemark"
+)
+
+func (a *app) doctor() *cobra.Command {
+	var asJSON bool
+	var sample int
+	cmd := a.takes(&cobra.Command{
+		Use:   "doctor --db FILE [--remote URL] [--store URL] [--json]",
+		Short: "look for what is wrong, and say how to mend it",
+		Long: `doctor checks the database (integrity, triggers, foreign keys, room), the server
+(reachable, rights, clock, documents that no device wrote, devices that hold back
+old tombstones) and the store (rights, conditional writes, unfinished uploads,
+the newest snapshot). What is not named is left out. It changes nothing: in the
+store it writes one small object and removes it.
+
+It costs a read for each device and up to --sample reads for each table, and
+about ten requests to the store.
+
+Exit code 0: no problem, perhaps warnings. 1: a problem. --json prints one
+object: problems, warnings, and findings with check, level (ok, warning,
+problem), text and remedy.`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if sample < 0 {
+				return misuse("--sample takes no negative number")
+			}
+			s, err := a.settings(cmd)
+			if err == nil {
+				err = s.need("db")
+			}
+			if err != nil {
+				return err
+			}
+			return a.examine(cmd, s, sample, asJSON)
+		},
+	}, "db", "remote", "store")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one object on standard output")
+	cmd.Flags().IntVar(&sample, "sample", 20, "look at up to `N` documents of each table; 0 for none")
+	return cmd
+}
+
+// diagnosis is what doctor prints with --json.
+type diagnosis struct {
+	Problems int                `json:"problems"`
+	Warnings int                `json:"warnings"`
+	Findings []tidemark.Finding `json:"findings"`
+}
+
+func (a *app) examine(cmd *cobra.Command, s settings, sample int, asJSON bool) error {
+	ctx := cmd.Context()
+	out := diagnosis{Findings: []tidemark.Finding{}}
+	tell := func(f tidemark.Finding) {
+		switch f.Level {
+		case tidemark.Problem:
+			out.Problems++
+		case tidemark.Warning:
+			out.Warnings++
+		case tidemark.OK:
+		}
+		out.Findings = append(out.Findings, f)
+		if !asJSON {
+			a.progress.end()
+			a.tellFinding(f)
+			a.progress.begin("looking further", nil)
+		}
+	}
+	remote, store, closers, err := a.openBoth(cmd, s, tell)
+	defer func() {
+		for _, c := range slices.Backward(closers) {
+			_ = c.Close() // it has only looked
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	if !asJSON {
+		a.tellCost(s, remote != nil, store != nil, sample)
+	}
+	db, err := a.openDatabase(ctx, s.db)
+	if errors.As(err, new(usageError)) {
+		return err
+	}
+	a.progress.begin("looking at "+s.db.text, nil)
+	defer a.progress.end()
+	look := tidemark.Doctor(ctx, nil, remote, store, sample)
+	if err != nil {
+		tell(tidemark.Finding{Check: "file", Level: tidemark.Problem, Text: err.Error(), Remedy: remedyFor(err)})
+	} else {
+		closers = append(closers, db)
+		look = tidemark.Doctor(ctx, db.DB, remote, store, sample)
+	}
+	for f := range look {
+		if ctx.Err() != nil {
+			return cause(ctx, ctx.Err())
+		}
+		tell(f)
+	}
+	a.progress.end()
+	if asJSON {
+		if err := a.out.json(out); err != nil {
+			return err
+		}
+	} else {
+		a.out.printf("\n%s\n", verdict(out))
+	}
+	if out.Problems > 0 {
+		return toldError{errors.New("there are problems")}
+	}
+	return nil
+}
+
+// openBoth opens what is named; what cannot be opened is a finding.
+func (a *app) openBoth(cmd *cobra.Command, s settings, tell func(tidemark.Finding)) (remote tidemark.Remote, store tidemark.SnapshotStore, closers []io.Closer, err error) {
+	ctx := cmd.Context()
+	failed := func(check string, err error) error {
+		if errors.As(err, new(usageError)) {
+			return err
+		}
+		tell(tidemark.Finding{Check: check, Level: tidemark.Problem, Text: err.Error(), Remedy: remedyFor(err)})
+		return nil
+	}
+	var remoteURL, storeURL address
+	if s.remote.text != "" {
+		if remoteURL, err = parseRemote(s.remote); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	if s.store.text != "" {
+		if storeURL, err = parseStore(s.store); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	if s.remote.text != "" {
+		r, c, err := openRemote(ctx, remoteURL)
+		if err == nil {
+			remote, closers = r, append(closers, c)
+		} else if err := failed("server", err); err != nil {
+			return nil, nil, closers, err
+		}
+	}
+	if s.store.text != "" {
+		st, c, err := openStore(ctx, storeURL)
+		if err == nil {
+			store, closers = st, append(closers, c)
+		} else if err := failed("store", err); err != nil {
+			return nil, nil, closers, err
+		}
+	}
+	return remote, store, closers, nil
+}
+
+func remedyFor(err error) string {
+	switch {
+	case errors.Is(err, tidemark.ErrUnavailable):
+		return "check the network, the URL and the server"
+	case errors.Is(err, tidemark.ErrUnauthorized):
+		return "sign in, as the error says"
+	case errors.Is(err, tidemark.ErrNotDatabase):
+		return "check the name; a damaged file is kept, and the newest snapshot restored beside it (pipeline restore)"
+	case errors.Is(err, tidemark.ErrReadOnly):
+		return "give this user the right to write the file and its folder"
+	case errors.Is(err, tidemark.ErrLocked):
+		return "find the program that holds a transaction open, and end it"
+	}
+	return "mend what the error names"
+}
+
+// tellCost says what is asked of whom, before it is.
+func (a *app) tellCost(s settings, remote, store bool, sample int) {
+	a.out.printf("%s\n", plain(s.db.text))
+	switch {
+	case remote && store:
+		a.wrap(2, "  ", fmt.Sprintf("costs a read for each device, up to %d for each table, and about ten requests to the store", sample))
+	case remote:
+		a.wrap(2, "  ", fmt.Sprintf("costs a read for each device, and up to %d for each table; no --store: nothing of it is checked", sample))
+	case store:
+		a.wrap(2, "  ", "costs about ten requests to the store; no --remote: nothing of it is checked")
+	default:
+		a.wrap(2, "  ", "costs nothing; neither --remote nor --store: only the file is checked")
+	}
+	a.out.printf("\n")
+}
+
+func (a *app) tellFinding(f tidemark.Finding) {
+	const indent = 25
+	a.wrap(indent, fmt.Sprintf("  %-7s  %-12s", f.Level, fit(f.Check, 12)), fit(f.Text, 600))
+	if f.Remedy != "" {
+		a.wrap(indent, strings.Repeat(" ", indent-2)+"→ ", f.Remedy)
+	}
+}
+
+func verdict(d diagnosis) string {
+	count := func(n int, one, many string) string { return count(int64(n), one, many) }
+	switch {
+	case d.Problems > 0 && d.Warnings > 0:
+		return count(d.Problems, "problem", "problems") + ", " + count(d.Warnings, "warning", "warnings") + "."
+	case d.Problems > 0:
+		return count(d.Problems, "problem", "problems") + "."
+	case d.Warnings > 0:
+		return "No problem, " + count(d.Warnings, "warning", "warnings") + "."
+	}
+	return "All is well."
+}

@@ -1,0 +1,249 @@
+package tidemark
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/messages"
+	"github.com/tidemark-sync/tidemark/stages"
+)
+
+// server asks the remote what costs little.
+func (d *doctor) server() {
+	if d.remote == nil {
+		return
+	}
+	scope := d.remote.Scope()
+	if d.exam.Scope != "" && scope != "" && d.exam.Scope != scope {
+		d.problem("scope", "correct the remote's URL, or start over with this one: `pipeline attach --reset`", "the database was synced with %s, and this is %s", d.exam.Scope, scope)
+	}
+	asked := time.Now()
+	list, err := d.remote.Devices(d.ctx, -1)
+	if err != nil {
+		d.failed("server", err)
+		return
+	}
+	took := time.Since(asked)
+	d.ok("server", "answers, in %v; what is there can be read", took.Round(time.Millisecond))
+	d.clock(time.UnixMicro(list.ReadTime).Sub(asked.Add(took / 2)).Round(time.Millisecond))
+	if d.exam.Attached {
+		d.writes()
+		d.strangers(list.ReadTime)
+	}
+	d.devices(list)
+}
+
+// writes asks for a write on a condition that cannot hold: who may write is told so.
+func (d *doctor) writes() {
+	const never = 1 // a version of 1970
+	_, err := d.remote.Commit(d.ctx, messages.Commit{Device: messages.Device{ID: d.health.InstallationID, Token: "doctor"}, Expect: never})
+	switch {
+	case errors.Is(err, messages.ErrConflict):
+		d.ok("rights", "this account may write")
+	case err == nil:
+		d.problem("rights", "use a server that honours preconditions", "the server took a write whose precondition does not hold")
+	default:
+		d.failed("rights", err)
+	}
+}
+
+// strangers samples documents: those without a stamp were written by no device.
+func (d *doctor) strangers(readTime int64) {
+	if d.sample <= 0 {
+		return
+	}
+	var all, without int64
+	var where []string
+	for _, table := range d.exam.Tables {
+		var found int64
+		_, err := d.remote.Read(d.ctx, messages.Query{Table: table, ReadTime: readTime, Limit: d.sample}, func(doc messages.Document) error {
+			all++
+			if doc.Stamp == (messages.Stamp{}) {
+				found++
+			}
+			return nil
+		})
+		if err != nil {
+			d.failed("documents", err)
+			return
+		}
+		if found > 0 {
+			without += found
+			where = append(where, table)
+		}
+	}
+	if without > 0 {
+		d.warn("documents", "`pipeline sync --full` finds them, at a read a document; let the program that writes them write as a device does",
+			"%d of %d that were looked at were written by no device, in %s", without, all, someOf(where))
+		return
+	}
+	if all == 0 {
+		d.ok("documents", "there are none yet")
+		return
+	}
+	d.ok("documents", "the %d that were looked at were all written by devices", all)
+}
+
+// quietAfter is when a device that holds back old tombstones is worth a word.
+const quietAfter = 7 * 24 * time.Hour
+
+func (d *doctor) devices(list messages.DeviceList) {
+	var held []string
+	here := false
+	for _, x := range list.Devices {
+		here = here || x.ID == d.health.InstallationID
+		age := time.Duration(list.ReadTime-x.UpdateTime) * time.Microsecond
+		if behind := behindOf(x.ID, x.Seen, list.Devices); x.ID != d.health.InstallationID && behind > 0 && age > quietAfter && age <= defaults().purge.Unseen {
+			name := x.Name
+			if name == "" {
+				name = x.ID
+			}
+			held = append(held, fmt.Sprintf("%s (not heard of for %s)", name, ageText(age)))
+		}
+	}
+	switch {
+	case len(held) > 0:
+		d.warn("devices", "sync them, or leave it: after 90 days they no longer count, and read everything again when they come back",
+			"%d hold back the removal of old tombstones: %s", len(held), someOf(held))
+	case d.exam.Attached && !here:
+		d.warn("devices", "run `pipeline sync`", "%d sync with this remote; this one has not yet", len(list.Devices))
+	default:
+		d.ok("devices", "%d, of which none holds back the removal of old tombstones", len(list.Devices))
+	}
+}
+
+// bucket tries with an object of its own what a backup and a restore need.
+func (d *doctor) bucket() {
+	if d.store == nil {
+		return
+	}
+	if !d.probe() {
+		return
+	}
+	if s, ok := d.store.(interface {
+		UnfinishedUploads(ctx context.Context) (lost int, rule, known bool, err error)
+	}); ok {
+		d.uploads(s.UnfinishedUploads(d.ctx))
+	}
+	d.snapshot()
+}
+
+const probeText = "tidemark's doctor tries here whether it may write; it removes this at once\n"
+
+// probe puts, reads, lists and removes an object.
+func (d *doctor) probe() bool {
+	key := "doctor-probe-" + newCycle()
+	put := func(c messages.Condition) error {
+		_, err := d.store.Put(d.ctx, key, bytes.NewReader([]byte(probeText)), c)
+		return err
+	}
+	if err := put(messages.Condition{IfAbsent: true}); err != nil {
+		d.failed("store", fmt.Errorf("write an object: %w", err))
+		return false
+	}
+	again, match := put(messages.Condition{IfAbsent: true}), put(messages.Condition{IfMatch: `"00000000000000000000000000000000"`})
+	read := d.readProbe(key)
+	var listed error
+	objects, err := d.store.List(d.ctx, key)
+	if err != nil {
+		listed = fmt.Errorf("list the objects: %w", err)
+	} else if !slices.ContainsFunc(objects, func(o messages.Object) bool { return o.Key == key }) {
+		listed = errors.New("an object that was just written is missing in the list: old snapshots cannot be removed")
+	}
+	var removed error
+	if err := d.store.Delete(context.WithoutCancel(d.ctx), key); err != nil {
+		removed = fmt.Errorf("remove an object: %w", err)
+	}
+	if err := errors.Join(read, listed, removed); err != nil {
+		d.failed("store", err)
+		return false
+	}
+	d.ok("store", "objects can be written, read, listed and removed")
+	switch {
+	case errors.Is(again, messages.ErrConflict) && errors.Is(match, messages.ErrConflict):
+		d.ok("conditions", "conditional writes are honoured")
+	case unconditional(again) && unconditional(match):
+		d.problem("conditions", "use a store that honours If-None-Match and If-Match, or accept it: ?conditions=ignored in the store's URL",
+			"the store ignores the conditions of writes: two devices that back up at once can replace each other's manifest")
+	default:
+		d.failed("conditions", errors.Join(again, match))
+	}
+	return true
+}
+
+// unconditional: the write went through, or the server does not even know the header.
+func unconditional(err error) bool {
+	return err == nil || errors.Is(err, ErrRejected) || errors.Is(err, messages.ErrConflict)
+}
+
+func (d *doctor) readProbe(key string) error {
+	body, _, err := d.store.Get(d.ctx, key, 0)
+	if err != nil {
+		return fmt.Errorf("read an object: %w", err)
+	}
+	defer body.Close()
+	got, err := io.ReadAll(io.LimitReader(body, 1<<10))
+	if err != nil {
+		return fmt.Errorf("read an object: %w", err)
+	}
+	if string(got) != probeText {
+		return errors.New("an object comes back other than it was written")
+	}
+	return nil
+}
+
+func (d *doctor) uploads(lost int, rule, known bool, err error) {
+	const advice = "add a lifecycle rule to the bucket: AbortIncompleteMultipartUpload after 7 days"
+	switch {
+	case err != nil:
+		d.warn("uploads", "allow this account s3:ListBucketMultipartUploads", "unfinished uploads cannot be seen: %v", err)
+	case lost > 0:
+		d.warn("uploads", "the next snapshot aborts them; "+advice, "%d uploads that nobody will finish take space, and no listing shows them", lost)
+	case !known:
+		d.ok("uploads", "none is left unfinished; the bucket's lifecycle rules cannot be seen")
+	case !rule:
+		d.ok("uploads", "none is left unfinished; no lifecycle rule aborts them, the next snapshot of any device does")
+	default:
+		d.ok("uploads", "none is left unfinished, and a lifecycle rule aborts them")
+	}
+}
+
+// snapshot looks whether the newest one is there and can be opened.
+func (d *doctor) snapshot() {
+	m, _, err := stages.ReadManifest(d.ctx, d.store, &messages.StoreUse{})
+	if errors.Is(err, messages.ErrNotFound) {
+		d.warn("snapshot", "run `pipeline sync` on a device that is in step", "there is none yet")
+		return
+	}
+	if err != nil {
+		d.failed("snapshot", err)
+		return
+	}
+	s := m.Current
+	age := time.Since(time.UnixMilli(s.MadeOn))
+	body, o, err := d.store.Get(d.ctx, s.Key, 0)
+	if err != nil {
+		d.failed("snapshot", fmt.Errorf("the newest one, %s, is not there, restore an older one (pipeline snapshots): %w", s.Generation, err))
+		return
+	}
+	head := make([]byte, 4)
+	_, err = io.ReadFull(body, head)
+	if cerr := body.Close(); err == nil && cerr != nil && d.ctx.Err() != nil {
+		err = cerr
+	}
+	switch {
+	case err != nil:
+		d.failed("snapshot", fmt.Errorf("read the newest one, %s: %w", s.Generation, err))
+	case o.Size != s.Size:
+		d.problem("snapshot", "make a new one; restore an older one meanwhile (pipeline snapshots)", "the newest one, %s, has %d bytes instead of %d", s.Generation, o.Size, s.Size)
+	case !bytes.Equal(head, []byte{0x28, 0xb5, 0x2f, 0xfd}): // zstd's
+		d.problem("snapshot", "make a new one; restore an older one meanwhile (pipeline snapshots)", "the newest one, %s, does not begin as a snapshot does", s.Generation)
+	default:
+		d.ok("snapshot", "%s, %s old, %s, not encrypted", s.Generation, ageText(age), bytesText(s.Size))
+	}
+}
