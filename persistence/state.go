@@ -347,6 +347,9 @@ func (t *tx) step(s messages.Step) error {
 	if err != nil {
 		return err
 	}
+	if s.TraceID == "" {
+		s.TraceID = messages.TraceID(t.ctx)
+	}
 	took := s.Took
 	if took == 0 {
 		took = time.Since(s.Started)
