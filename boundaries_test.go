@@ -64,6 +64,8 @@ var boundaries = []boundary{
 			"cloud.google.com/go":         whyVendor,
 			"github.com/aws":              whyVendor,
 			"google.golang.org/grpc":      whyVendor,
+			"go.opentelemetry.io":         whyVendor,
+			"github.com/prometheus":       whyVendor,
 			module + "/adapters":          "adapters are handed to the root by the application",
 		},
 	},

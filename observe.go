@@ -19,14 +19,19 @@ const traceparent = "traceparent"
 // Event is something that happens in a cycle: one of the six types below.
 type Event = messages.Event
 
-// The events, in the order in which a cycle tells them.
 type (
+	// CycleStarted begins a cycle.
 	CycleStarted = messages.CycleStarted
+	// StageStarted begins one attempt of a stage.
 	StageStarted = messages.StageStarted
-	Progress     = messages.Progress
-	StageDone    = messages.StageDone
-	StageFailed  = messages.StageFailed
-	CycleDone    = messages.CycleDone
+	// Progress says how far an attempt is.
+	Progress = messages.Progress
+	// StageDone ends an attempt.
+	StageDone = messages.StageDone
+	// StageFailed ends an attempt, too; the stage may be tried again.
+	StageFailed = messages.StageFailed
+	// CycleDone ends a cycle, well or with an error.
+	CycleDone = messages.CycleDone
 )
 
 // WithObserver tells f what happens in a cycle. f is called one event at a time, in
@@ -112,7 +117,7 @@ func (p *Pipeline) begin(ctx context.Context, cycle string, full bool) (context.
 	if len(p.set.observers) > 0 {
 		w.feed = newFeed(p.set.observers, p.set.log)
 	}
-	w.tell(CycleStarted{cycle, full})
+	w.tell(CycleStarted{Cycle: cycle, Full: full})
 	ctx, end := start(ctx, w.tracer, messages.Span{Kind: messages.SpanCycle, Name: "cycle", Work: messages.Work{Cycle: cycle}})
 	return context.WithValue(ctx, watchKey{}, w), func(r Report, err error) {
 		counts := messages.Counts{Tables: r.Tables, Billed: r.Billed, Store: r.Store}
@@ -188,7 +193,7 @@ func (w *watch) attempt(ctx context.Context, stage, table string, n int) (contex
 			}
 		}
 		ctx, end = start(ctx, w.tracer, span)
-		w.tell(StageStarted{e.work})
+		w.tell(StageStarted{Work: e.work})
 	}
 	return context.WithValue(ctx, effortKey{}, e), func(err error) messages.Counts {
 		e.mu.Lock()

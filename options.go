@@ -31,6 +31,7 @@ type settings struct {
 
 	resolvers map[string]persistence.Resolver
 	bus       func() Bus // nil: a GoChannel
+	budget    int64      // reads a day; 0: none
 	observers []func(messages.Event)
 	tracer    Tracer // nil: nobody traces
 }

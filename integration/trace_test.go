@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -76,7 +77,7 @@ func overHTTP(t *testing.T) *receiver {
 func overGRPC(t *testing.T) *receiver {
 	t.Helper()
 	r := &receiver{}
-	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it is closed by Stop
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +123,7 @@ func attribute(s *trace.Span, name string) string {
 			if text := kv.GetValue().GetStringValue(); text != "" {
 				return text
 			}
-			return fmt.Sprint(kv.GetValue().GetIntValue())
+			return strconv.FormatInt(kv.GetValue().GetIntValue(), 10)
 		}
 	}
 	return ""
@@ -244,7 +245,7 @@ func TestACycleIsOneTrace(t *testing.T) {
 					reads, writes = attribute(s, "billed.reads"), attribute(s, "billed.writes")
 				}
 			}
-			if reads != fmt.Sprint(report.Billed.Reads) || writes != fmt.Sprint(report.Billed.Writes) {
+			if reads != strconv.FormatInt(report.Billed.Reads, 10) || writes != strconv.FormatInt(report.Billed.Writes, 10) {
 				t.Errorf("the trace has %s reads and %s writes, the report %+v", reads, writes, report.Billed)
 			}
 			for _, secret := range []string{rowSecret, secretHeader, b.text(`SELECT clientId FROM book LIMIT 1`)} {

@@ -354,6 +354,9 @@ func (t *tx) step(s messages.Step) error {
 	if took == 0 {
 		took = time.Since(s.Started)
 	}
+	if err := t.cost(s); err != nil {
+		return err
+	}
 	return t.exec(`INSERT INTO tidemark_ledger (cycle, round, stage, tableName, attempt, startedOn, tookUs, counts, error, traceId)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		s.Cycle, s.Round, s.Stage, s.Table, max(s.Attempt, 1), s.Started.UnixMilli(), took.Microseconds(), string(counts), s.Error, s.TraceID)

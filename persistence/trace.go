@@ -26,3 +26,18 @@ func (l *Local) ReplayedTraces(ctx context.Context) ([]string, error) {
 	}
 	return out, nil
 }
+
+// Cycles lists the last cycles in the step ledger, the newest first.
+func (l *Local) Cycles(ctx context.Context, limit int) ([]string, error) {
+	var out []string
+	err := eachRow(ctx, l.db.DB, `SELECT cycle FROM tidemark_ledger GROUP BY cycle ORDER BY max(id) DESC LIMIT ?`, func(scan func(...any) error) error {
+		var s string
+		err := scan(&s)
+		out = append(out, s)
+		return err
+	}, limit)
+	if err != nil {
+		return nil, fmt.Errorf("read the step ledger: %w", explain(err))
+	}
+	return out, nil
+}

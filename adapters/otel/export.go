@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
@@ -64,6 +65,10 @@ func Open(ctx context.Context, service, version string) (*Exporter, error) {
 	provider := trace.NewTracerProvider(trace.WithBatcher(exporter), trace.WithResource(about))
 	return &Exporter{New(provider), provider}, nil
 }
+
+// OnError hears what OpenTelemetry could not do, such as spans that a collector did not
+// take, for the whole process. Without it OpenTelemetry prints that to standard error.
+func OnError(f func(error)) { otel.SetErrorHandler(otel.ErrorHandlerFunc(f)) }
 
 // Flush sends what is left, until ctx ends.
 func (e *Exporter) Flush(ctx context.Context) error {

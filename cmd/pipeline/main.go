@@ -144,8 +144,8 @@ A remote is firestore://PROJECT/users/alice[?database=NAME], where the path is
 the scope below which the collections live, or file:///DIR. A store is
 s3://BUCKET/PREFIX[?region=…&endpoint=…] or file:///DIR. What no flag says is
 read from TIDEMARK_DB, TIDEMARK_REMOTE and TIDEMARK_STORE, then from the file
-tidemark.yaml (db, remote, store, every, exclude). Credentials come from where
-gcloud and aws keep them.
+tidemark.yaml (db, remote, store, every, exclude, budget, prices). Credentials
+come from where gcloud and aws keep them.
 `
 
 func (a *app) root() *cobra.Command {
@@ -177,7 +177,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.given.config, "config", "", "`FILE` with the settings, instead of tidemark.yaml")
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "log every step to standard error")
 	cobra.EnableCommandSorting = false // they stand in the order of their use
-	root.AddCommand(a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.snapshots(), a.status(), a.doctor(), a.devices(), a.conflicts(), a.failed(), a.topology(), &cobra.Command{
+	root.AddCommand(a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.snapshots(), a.status(), a.trace(), a.doctor(), a.devices(), a.conflicts(), a.failed(), a.topology(), &cobra.Command{
 		Use: "version", Short: "say which version this is", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error {
 			a.out.printf("pipeline %s\n", version())
@@ -267,14 +267,11 @@ func version() string {
 
 // logger is nil unless somebody looks at what it says.
 func (a *app) logger() *zap.Logger {
-	switch {
-	case a.verbose:
-		config := zap.NewDevelopmentEncoderConfig()
-		config.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
-		config.CallerKey, config.StacktraceKey = zapcore.OmitKey, zapcore.OmitKey
-		return zap.New(steps{Core: zapcore.NewCore(zapcore.NewConsoleEncoder(config), zapcore.Lock(zapcore.AddSync(a.err)), zap.DebugLevel)})
-	case a.progress != nil:
-		return zap.New(steps{progress: a.progress})
+	if !a.verbose {
+		return nil
 	}
-	return nil
+	config := zap.NewDevelopmentEncoderConfig()
+	config.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
+	config.CallerKey, config.StacktraceKey = zapcore.OmitKey, zapcore.OmitKey
+	return zap.New(zapcore.NewCore(zapcore.NewConsoleEncoder(config), zapcore.Lock(zapcore.AddSync(a.err)), zap.DebugLevel))
 }

@@ -19,7 +19,7 @@ import (
 
 func (a *app) run() *cobra.Command {
 	return a.takes(&cobra.Command{
-		Use:   "run --db FILE --remote URL --store URL [--every 30s]",
+		Use:   "run --db FILE --remote URL --store URL [--every 30s] [--budget READS]",
 		Short: "stay in step until it is told to stop",
 		Long: `run syncs every 30 seconds, and a second after something was written to the
 database, whatever program did it. It prints a line when something moved, and
@@ -52,7 +52,7 @@ once. SIGHUP reads the settings anew; when they are wrong the old ones stay.`,
 				w = next
 			}
 		},
-	}, "db", "remote", "store", "every")
+	}, "db", "remote", "store", "every", "budget")
 }
 
 // errReload is the cause of a context that ends for new settings.
