@@ -16,7 +16,7 @@ func (a *app) trace() *cobra.Command {
 	last := 5
 	cmd := a.takes(&cobra.Command{
 		Use:   "trace --db FILE [--cycle ID] [--last N] [--json]",
-		Short: "what the last cycles did, how long each step took, and what it cost",
+		Short: "what the last cycles did, how long it took and what it cost",
 		Long: `trace draws the last cycles from the step ledger in the database: stage, table,
 attempt, rows, bytes, time and error, and what was billed, by cycle and by day.
 It asks no server and needs no collector; with OTEL_EXPORTER_OTLP_ENDPOINT set,
