@@ -334,3 +334,7 @@ func (f *feed) close() {
 		f.log.Warn("an observer did not hear all of a cycle in time")
 	}
 }
+
+// Gauges reads how the database stands, in numbers for a monitor such as
+// adapters/prometheus. It uses no network.
+func (p *Pipeline) Gauges(ctx context.Context) (messages.Gauges, error) { return p.local.Gauges(ctx) }

@@ -56,6 +56,7 @@ type app struct {
 	err      io.Writer
 	progress *progress
 	given    given
+	options  []tidemark.Option // of every pipeline that is opened
 	verbose  bool
 }
 

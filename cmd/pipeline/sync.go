@@ -122,7 +122,7 @@ func (a *app) open(cmd *cobra.Command) (_ *work, err error) {
 	}
 	w.closers = append(w.closers, c)
 	host, _ := os.Hostname() // a device without a name is one all the same
-	opts := []tidemark.Option{tidemark.WithDevice(host, version()), tidemark.WithInterval(s.every)}
+	opts := append(slices.Clone(a.options), tidemark.WithDevice(host, version()), tidemark.WithInterval(s.every))
 	if s.budget > 0 {
 		opts = append(opts, tidemark.WithBudget(s.budget))
 	}
