@@ -115,3 +115,50 @@ func TestReadsOfAFailedAttemptAreCounted(t *testing.T) {
 		t.Errorf("the report has %d reads, the server billed %d", got, bill)
 	}
 }
+
+// The lag is the age of the oldest edit that is on its way; what was set aside needs
+// somebody, and is counted elsewhere.
+func TestGaugesTellTheLag(t *testing.T) {
+	f := newFleet(t, oneTable)
+	server := f.refusing()
+	d := f.device("a")
+	look := func() messages.Gauges {
+		t.Helper()
+		g, err := d.p.Gauges(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	if g := look(); g != (messages.Gauges{}) {
+		t.Errorf("a database without rows has %+v", g)
+	}
+	const hour = 3_600_000
+	age := func(table string) {
+		t.Helper()
+		d.exec(`UPDATE tidemark_state SET applying = 1`) // or the trigger would stamp it anew
+		d.exec(`UPDATE ` + table + ` SET updatedOn = updatedOn - 3600000 WHERE isDirty = 1`)
+		d.exec(`UPDATE tidemark_state SET applying = 0`)
+	}
+	d.notes(2)
+	age("note")
+	if g := look(); g.Dirty != 2 || g.OldestDirtyMs < hour || g.OldestDirtyMs > 2*hour {
+		t.Errorf("with two rows of an hour ago: %+v", g)
+	}
+	d.sync()
+	if g := look(); g.Dirty != 0 || g.OldestDirtyMs != 0 || g.SnapshotBytes == 0 || g.SnapshotOn == 0 || g.LastCycleOn == 0 {
+		t.Errorf("in step: %+v", g)
+	}
+	d.exec(`DELETE FROM note WHERE id = 1`)
+	age("tidemark_tombstones")
+	if g := look(); g.Dirty != 1 || g.OldestDirtyMs < hour {
+		t.Errorf("with a delete of an hour ago: %+v", g)
+	}
+	server.refuse = func(doc messages.Document) bool { return !doc.Deleted }
+	d.notes(1)
+	age("note")
+	d.sync()
+	if g := look(); g.Dirty != 1 || g.Dead != 1 || g.OldestDirtyMs != 0 {
+		t.Errorf("with a row that was set aside: %+v", g)
+	}
+}

@@ -50,7 +50,7 @@ func (r *receiver) Export(_ context.Context, in *collector.ExportTraceServiceReq
 const secretHeader = "hush-hush-token"
 
 // overHTTP starts a receiver and points the standard variables to it.
-func overHTTP(t *testing.T) *receiver {
+func overHTTP(t testing.TB) *receiver {
 	t.Helper()
 	r := &receiver{}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -74,7 +74,7 @@ func overHTTP(t *testing.T) *receiver {
 	return r
 }
 
-func overGRPC(t *testing.T) *receiver {
+func overGRPC(t testing.TB) *receiver {
 	t.Helper()
 	r := &receiver{}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -90,7 +90,7 @@ func overGRPC(t *testing.T) *receiver {
 	return r
 }
 
-func exporter(t *testing.T) *otel.Exporter {
+func exporter(t testing.TB) *otel.Exporter {
 	t.Helper()
 	e, err := otel.Open(t.Context(), "pipeline", "test")
 	if err != nil {
@@ -183,7 +183,7 @@ const parentAndChild = `
 const rowSecret = "the diary of Alice"
 
 func TestACycleIsOneTrace(t *testing.T) {
-	for name, start := range map[string]func(*testing.T) *receiver{"HTTP": overHTTP, "gRPC": overGRPC} {
+	for name, start := range map[string]func(testing.TB) *receiver{"HTTP": overHTTP, "gRPC": overGRPC} {
 		t.Run(name, func(t *testing.T) {
 			r := start(t)
 			e := exporter(t)
