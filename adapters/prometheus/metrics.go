@@ -96,7 +96,9 @@ var stages = []string{
 
 // Watch says where the gauges are read, tidemark's Pipeline.Gauges. Without it there
 // are none.
-func (m *Metrics) Watch(gauges func(context.Context) (messages.Gauges, error)) { m.gauges.Store(&gauges) }
+func (m *Metrics) Watch(gauges func(context.Context) (messages.Gauges, error)) {
+	m.gauges.Store(&gauges)
+}
 
 // Observe is for tidemark.WithObserver.
 func (m *Metrics) Observe(e messages.Event) {

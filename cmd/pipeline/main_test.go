@@ -62,6 +62,8 @@ func TestMain(m *testing.M) {
 		// playing FILE COMMAND… reads lines of "TEXT | SIGNAL | FROM | TO": when the command
 		// has printed the text, FROM is copied to TO and the signal sent.
 		"playing": helper(playingCommand),
+		// collected COMMAND… plays an OpenTelemetry collector and prints the spans.
+		"collected": helper(collectedCommand),
 		// scraped TEXT COMMAND… prints the metrics that a command serves, when it has
 		// printed a text, and interrupts it.
 		"scraped": helper(scrapedCommand),
@@ -88,7 +90,7 @@ func environment(env *testscript.Env) error {
 	}
 	env.Vars = append(env.Vars,
 		"TERM=dumb",
-		"OPS="+ops, // the dashboard and the alert rules
+		"OPS="+ops,                 // the dashboard and the alert rules
 		"GORACE=atexit_sleep_ms=0", // else, under the race detector, every command sleeps for a second
 		"AWS_EC2_METADATA_DISABLED=true",
 		"AWS_CONFIG_FILE="+filepath.Join(env.WorkDir, "no-aws-config"),

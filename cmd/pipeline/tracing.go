@@ -9,6 +9,7 @@ import (
 
 	"github.com/tidemark-sync/tidemark"
 	"github.com/tidemark-sync/tidemark/adapters/otel"
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 // flushWithin is how long the end of a command waits for a collector.
@@ -38,4 +39,19 @@ func (a *app) tracer(ctx context.Context) (tidemark.Tracer, io.Closer, error) {
 		defer cancel()
 		return e.Close(ctx)
 	}), nil
+}
+
+// traceReplay makes a span of a replay in the trace in which the letter failed.
+func traceReplay(ctx context.Context, t tidemark.Tracer, r tidemark.Replayed) {
+	if t == nil || r.Traceparent == "" {
+		return
+	}
+	_, end := t.Start(messages.WithTraceparent(ctx, r.Traceparent), messages.Span{
+		Kind: messages.SpanReplay, Name: "replay", Work: messages.Work{Stage: r.Stage, Table: r.Table, Attempt: 1},
+	})
+	var o messages.Outcome
+	if r.Outcome == "failed" {
+		o.Class = messages.ErrRejected.Error()
+	}
+	end(o)
 }
