@@ -48,7 +48,7 @@ func scrapedCommand(args []string) error {
 }
 
 func printPage(url string) error {
-	resp, err := http.Get(url) //nolint:noctx // it is on this machine, and the command ends it
+	resp, err := http.Get(url)
 	if err != nil {
 		return err
 	}

@@ -46,7 +46,9 @@ func collectedCommand(args []string) error {
 	cmd.Stdout = os.Stderr
 	err = cmd.Run()
 	_ = server.Close()
-	<-served
+	if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
+		err = errors.Join(err, serr)
+	}
 	mu.Lock()
 	defer mu.Unlock()
 	return errors.Join(err, broken)
