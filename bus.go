@@ -29,7 +29,7 @@ type wiring struct {
 	graph  Graph
 	router *message.Router
 	bus    Bus
-	knock  bool                // nothing is tried again: the server was down for a while
+	knock  bool // nothing is tried again: the server was down for a while
 	watch  *watch
 	failed func(error)         // resolves the cycle
 	record func(messages.Step) // a failed attempt, for the ledger

@@ -87,7 +87,7 @@ type watch struct {
 	tracer Tracer
 	feed   *feed // nil: nobody listens
 	dirty  func(context.Context) int64
-	links  func(context.Context) []string
+	links  func(ctx context.Context, stage string) []string
 }
 
 type watchKey struct{}
@@ -130,9 +130,9 @@ func (p *Pipeline) begin(ctx context.Context, cycle string, full bool) (context.
 	}
 }
 
-// links are the spans in which rows failed that the next upload tries again.
-func (p *Pipeline) links(ctx context.Context) []string {
-	l, err := p.local.ReplayedTraces(ctx)
+// links are the spans in which failed what a stage is asked to try again.
+func (p *Pipeline) links(ctx context.Context, stage string) []string {
+	l, err := p.local.ReplayedTraces(ctx, stage)
 	if err != nil {
 		p.set.log.Debug("the traces of replayed rows could not be read", zap.Error(err))
 	}
@@ -184,13 +184,11 @@ func (w *watch) attempt(ctx context.Context, stage, table string, n int) (contex
 	if w != nil {
 		e.work.Cycle, e.work.Round = w.cycle, w.round
 		span := messages.Span{Kind: messages.SpanStage, Name: stage, Work: e.work}
-		if stage == messages.StageUpload {
-			if w.feed != nil {
-				e.total = w.dirty(ctx)
-			}
-			if w.tracer != nil {
-				span.Links = w.links(ctx)
-			}
+		if stage == messages.StageUpload && w.feed != nil {
+			e.total = w.dirty(ctx)
+		}
+		if w.tracer != nil {
+			span.Links = w.links(ctx, stage)
 		}
 		ctx, end = start(ctx, w.tracer, span)
 		w.tell(StageStarted{Work: e.work})

@@ -216,12 +216,12 @@ func TestACycleIsOneTrace(t *testing.T) {
     query documents book: unavailable
   download book attempt 2
     query documents book
-  request children
-  settle
+  request children book
+  settle book
   download page
     query documents page
-  request children
-  settle
+  request children page
+  settle page
   upload: unavailable
     commit: unavailable
   upload attempt 2
@@ -299,20 +299,30 @@ func TestACycleIsPartOfTheApplicationsTrace(t *testing.T) {
 	}
 }
 
-// A letter knows the span in which it failed; its replay says so, and the upload that
-// tries it again is linked to it.
+// A letter knows the span in which it failed, that of the upload for a row and that of
+// the cycle for a panic; its replay says so, and the upload that tries it again is
+// linked to it.
 func TestAReplayGoesOnWithTheLettersTrace(t *testing.T) {
+	for where, refuse := range map[string]func(messages.Document) bool{
+		"upload": func(messages.Document) bool { return true },
+		"cycle":  func(messages.Document) bool { panic("what is this") },
+	} {
+		t.Run(where, func(t *testing.T) { replayGoesOn(t, where, refuse) })
+	}
+}
+
+func replayGoesOn(t *testing.T, span string, refuse func(messages.Document) bool) {
 	r := overHTTP(t)
 	e := exporter(t)
 	f := newFleet(t, oneTable)
 	server := f.refusing()
-	server.refuse = func(messages.Document) bool { return true }
+	server.refuse = refuse
 	d := f.device("a", tidemark.WithTracer(e))
 	d.notes(1)
-	d.sync()
+	_, _ = d.p.Sync(t.Context()) // the panic ends it
 	var failed *trace.Span
 	for _, s := range r.take(t, e) {
-		if s.GetName() == "upload" {
+		if s.GetName() == span {
 			failed = s
 		}
 	}

@@ -287,8 +287,8 @@ func (r *replay) others(ctx context.Context) error {
 			return err
 		}
 		s := Replayed{ID: id, Outcome: outcomeFailed}
-		if ok, err := found(r.l.db.DB.QueryRowContext(ctx, `SELECT handler, tableName, documentId FROM tidemark_dead_letters WHERE id = ?`, id).
-			Scan(&s.Stage, &s.Table, &s.DocumentID)); err != nil || !ok {
+		if ok, err := found(r.l.db.DB.QueryRowContext(ctx, `SELECT handler, tableName, documentId, traceparent FROM tidemark_dead_letters WHERE id = ?`, id).
+			Scan(&s.Stage, &s.Table, &s.DocumentID, &s.Traceparent)); err != nil || !ok {
 			return err
 		}
 		requested, err := r.message(ctx, id)

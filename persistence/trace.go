@@ -3,16 +3,14 @@ package persistence
 import (
 	"context"
 	"fmt"
-
-	"github.com/tidemark-sync/tidemark/messages"
 )
 
 // maxLinks bounds how many traces one upload says that it goes on with.
 const maxLinks = 32
 
-// ReplayedTraces are the spans in which rows failed that the next upload is asked to
-// try again, in W3C form.
-func (l *Local) ReplayedTraces(ctx context.Context) ([]string, error) {
+// ReplayedTraces are the spans in which failed what a stage is asked to try again, in
+// W3C form.
+func (l *Local) ReplayedTraces(ctx context.Context, stage string) ([]string, error) {
 	var out []string
 	err := eachRow(ctx, l.db.DB, `SELECT DISTINCT traceparent FROM tidemark_dead_letters
 		WHERE handler = ? AND updatedOn = 0 AND state = ? AND traceparent <> '' LIMIT ?`, func(scan func(...any) error) error {
@@ -20,7 +18,7 @@ func (l *Local) ReplayedTraces(ctx context.Context) ([]string, error) {
 		err := scan(&s)
 		out = append(out, s)
 		return err
-	}, messages.StageUpload, stateDead, maxLinks)
+	}, stage, stateDead, maxLinks)
 	if err != nil {
 		return nil, fmt.Errorf("read the traces of replayed rows: %w", explain(err))
 	}

@@ -74,7 +74,7 @@ func New() *Metrics {
 		bytes:     counter("store_bytes_total", "bytes to (up) and from (down) the snapshot store", "direction"),
 		snapshots: prometheus.NewCounter(prometheus.CounterOpts{Name: "tidemark_snapshots_total", Help: "snapshots made by this device"}),
 	}
-	classes := []string{"unavailable", "conflict", "rejected", "unauthorized", "not found", "read time too old", "bug", "cancelled"}
+	classes := []string{"unavailable", "conflict", "rejected", "unauthorized", "not found", "read time too old", "local", "bug", "cancelled"}
 	m.cycles.WithLabelValues("ok")
 	for _, c := range classes {
 		m.cycles.WithLabelValues(c)
