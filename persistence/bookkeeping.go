@@ -210,6 +210,8 @@ var bookkeeping = []string{
 	// One letter a document and handler, whatever its state.
 	`DROP INDEX IF EXISTS tidemark_dead_letters_row`,
 	`CREATE UNIQUE INDEX IF NOT EXISTS tidemark_dead_letters_once ON tidemark_dead_letters (handler, tableName, documentId) WHERE documentId <> ''`,
+	// Those that somebody wants to be tried again: looked for all the time, seldom there.
+	`CREATE INDEX IF NOT EXISTS tidemark_dead_letters_asked ON tidemark_dead_letters (handler) WHERE updatedOn = 0`,
 	`CREATE TABLE IF NOT EXISTS tidemark_conflicts (
 		id INTEGER PRIMARY KEY AUTOINCREMENT,
 		tableName TEXT NOT NULL,

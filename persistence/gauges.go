@@ -33,6 +33,10 @@ func (l *Local) Gauges(ctx context.Context) (messages.Gauges, error) {
 	return g, err
 }
 
+// oldestOf is how many rows of a table oldestDirty looks at: a scrape must not cost
+// seconds while half a million rows are on their way. They are the next to go up.
+const oldestOf = 10_000
+
 // oldestDirty is the smallest updatedOn of what is to be uploaded and was not set
 // aside; 0 when there is nothing.
 func (l *Local) oldestDirty(ctx context.Context) (int64, error) {
@@ -44,11 +48,11 @@ func (l *Local) oldestDirty(ctx context.Context) (int64, error) {
 	for _, p := range plans {
 		aside := `NOT EXISTS (SELECT 1 FROM tidemark_dead_letters d WHERE d.handler = ?1 AND d.tableName = ?2 AND d.documentId <> '' AND d.documentId = t.clientId)`
 		for _, q := range []string{
-			`SELECT coalesce(min(t.updatedOn), 0) FROM ` + p.name + ` t WHERE t.isDirty = 1 AND ` + aside,
-			`SELECT coalesce(min(t.updatedOn), 0) FROM tidemark_tombstones t WHERE t.tableName = ?2 AND t.isDirty = 1 AND ` + aside,
+			`SELECT coalesce(min(t.updatedOn), 0) FROM (SELECT updatedOn, clientId FROM ` + p.name + ` WHERE isDirty = 1 LIMIT ?3) t WHERE ` + aside,
+			`SELECT coalesce(min(t.updatedOn), 0) FROM (SELECT updatedOn, clientId FROM tidemark_tombstones WHERE tableName = ?2 AND isDirty = 1 LIMIT ?3) t WHERE ` + aside,
 		} {
 			var on int64
-			if err := l.db.DB.QueryRowContext(ctx, q, messages.StageUpload, p.t.Name).Scan(&on); err != nil {
+			if err := l.db.DB.QueryRowContext(ctx, q, messages.StageUpload, p.t.Name, oldestOf).Scan(&on); err != nil {
 				return 0, fmt.Errorf("find the oldest edit in table %q: %w", p.t.Name, explain(err))
 			}
 			if on > 0 && (oldest == 0 || on < oldest) {

@@ -138,3 +138,23 @@ func (s *settings) setPrices(value *yaml.Node, name string) error {
 	p.AsOf, p.Source = "your settings", "list prices, changed in "+plain(name)
 	return nil
 }
+
+// budgetTeller says when a budget begins and ends to slow run down.
+func budgetTeller(ctx context.Context, w *work, say func(format string, args ...any)) func(tidemark.Report, error) {
+	slowed := false
+	return func(tidemark.Report, error) {
+		s := w.settings
+		if s.budget == 0 {
+			return
+		}
+		b, err := tidemark.ReadBudget(ctx, w.db.DB, s.budget, s.every)
+		if err != nil || b.Slowed == slowed {
+			return // a database that cannot be read ends the next cycle
+		}
+		if slowed = b.Slowed; slowed {
+			say("the budget of %s a day allows a cycle every %s from now on (%s used)", count(b.ReadsPerDay, "read", "reads"), brief(b.Every), thousands(b.Used))
+			return
+		}
+		say("the budget allows a cycle every %s again", brief(s.every))
+	}
+}

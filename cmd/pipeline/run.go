@@ -92,7 +92,7 @@ func (a *app) runUntil(cmd *cobra.Command, w *work, d *diary, reload <-chan os.S
 			fmt.Fprintf(a.err, "%s  the new settings do not work, the old ones stay: %s\n", time.Now().Format(time.TimeOnly), plain(err.Error()))
 		}
 	})
-	err = w.pipeline.Run(ctx, d.cycle)
+	err = w.pipeline.Run(ctx, d.cycle, budgetTeller(ctx, w, d.say))
 	close(done)
 	wg.Wait()
 	a.progress.end()
