@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -366,4 +367,47 @@ func TestACollectorThatIsDownCostsNoCycle(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.New("in a hurry"))
 	_ = e.Close(ctx)
+}
+
+// The adapters of the real servers keep the context, and no call is missing: what the
+// spans of the calls were billed is what the cycle was.
+func TestACycleOnTheRealServersIsOneTrace(t *testing.T) {
+	f := realFleet(t, parentAndChild)
+	r := overHTTP(t)
+	e := exporter(t)
+	a := f.device("a", tidemark.WithTracer(e))
+	for i := range 20 {
+		a.exec(`INSERT INTO book (id, title) VALUES (?, ?)`, i+1, rowSecret)
+		a.exec(`INSERT INTO page (book, text) VALUES (?, ?)`, i+1, rowSecret)
+	}
+	up := a.sync()
+	upSpans := r.take(t, e)
+	b := f.device("b", tidemark.WithTracer(e))
+	down := b.sync()
+	for name, x := range map[string]struct {
+		report tidemark.Report
+		spans  []*trace.Span
+	}{"up": {up, upSpans}, "down": {down, r.take(t, e)}} {
+		drawn := tree(t, x.spans)
+		sum := map[string]int64{}
+		for _, s := range x.spans {
+			if s.GetKind() != trace.Span_SPAN_KIND_CLIENT {
+				continue
+			}
+			for _, what := range []string{"billed.reads", "billed.writes", "store.puts", "store.gets", "store.bytes_up"} {
+				n, _ := strconv.ParseInt(attribute(s, what), 10, 64) // what it has not is nought
+				sum[what] += n
+			}
+		}
+		want := map[string]int64{
+			"billed.reads": x.report.Billed.Reads, "billed.writes": x.report.Billed.Writes,
+			"store.puts": x.report.Store.Puts, "store.gets": x.report.Store.Gets, "store.bytes_up": x.report.Store.BytesUp,
+		}
+		if !maps.Equal(sum, want) {
+			t.Errorf("%s: the calls were billed %v, the report says %v\n%s", name, sum, want, drawn)
+		}
+	}
+	if strings.Contains(r.raw.String(), rowSecret) {
+		t.Error("a row is in a trace")
+	}
 }
