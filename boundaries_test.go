@@ -66,6 +66,8 @@ var boundaries = []boundary{
 			"github.com/aws":              whyVendor,
 			"google.golang.org/grpc":      whyVendor,
 			"filippo.io/age":              whyVendor,
+			"go.opentelemetry.io":         whyVendor,
+			"github.com/prometheus":       whyVendor,
 			module + "/adapters":          "adapters are handed to the root by the application",
 		},
 	},

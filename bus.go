@@ -29,7 +29,8 @@ type wiring struct {
 	graph  Graph
 	router *message.Router
 	bus    Bus
-	knock  bool                // nothing is tried again: the server was down for a while
+	knock  bool // nothing is tried again: the server was down for a while
+	watch  *watch
 	failed func(error)         // resolves the cycle
 	record func(messages.Step) // a failed attempt, for the ledger
 	// panicked keeps a message as a dead letter, recovered takes it away.
@@ -113,6 +114,7 @@ func connect[In, Out any](w *wiring, in topic[In], name string, parallel int, ha
 			w.failed(err)
 			return nil, nil
 		}
+		ctx = messages.WithTraceparent(ctx, msg.Metadata.Get(traceparent))
 		outs, err := attempt(ctx, w, in, name, m, handle)
 		if err != nil {
 			w.failed(err)
@@ -157,7 +159,9 @@ func attempt[In, Out any](ctx context.Context, w *wiring, in topic[In], name str
 	about := aboutMessage(m)
 	for n := 1; ; n++ {
 		started := time.Now()
-		outs, err := recovered(ctx, name, m, handle)
+		inside, ended := w.watch.attempt(ctx, name, about.Table, n)
+		outs, err := recovered(inside, name, m, handle)
+		spent := ended(err)
 		took := time.Since(started)
 		log := w.set.log.With(about.fields(name)...).With(zap.Int("attempt", n), zap.Duration("took", took))
 		if err == nil {
@@ -169,7 +173,7 @@ func attempt[In, Out any](ctx context.Context, w *wiring, in topic[In], name str
 			return nil, context.Cause(ctx)
 		}
 		class, r := w.set.retry.of(err)
-		w.record(messages.Step{Stage: name, Table: about.Table, Attempt: n, Started: started, Took: took, Error: class + ": " + err.Error()})
+		w.record(messages.Step{Stage: name, Table: about.Table, Attempt: n, Counts: spent, Started: started, Took: took, Error: class + ": " + err.Error()})
 		if p, ok := errors.AsType[*panicError](err); ok {
 			w.panicked(in.name, about.Table, m, p)
 		}
@@ -210,7 +214,11 @@ func run[In any](ctx context.Context, w *wiring, in topic[In], m In, resolved <-
 	if err != nil {
 		return err
 	}
-	if err := w.bus.Publish(in.name, message.NewMessage(watermill.NewShortUUID(), payload)); err != nil {
+	first := message.NewMessage(watermill.NewShortUUID(), payload)
+	if tp := messages.Traceparent(ctx); tp != "" {
+		first.Metadata.Set(traceparent, tp)
+	}
+	if err := w.bus.Publish(in.name, first); err != nil {
 		return fmt.Errorf("start a cycle: %w", errors.Join(err, runErr))
 	}
 	select {

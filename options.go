@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tidemark-sync/tidemark/messages"
 	"github.com/tidemark-sync/tidemark/persistence"
 	"github.com/tidemark-sync/tidemark/stages"
 )
@@ -31,6 +32,9 @@ type settings struct {
 	resolvers map[string]persistence.Resolver
 	bus       func() Bus // nil: a GoChannel
 	encrypt   Encryption
+	budget    int64 // reads a day; 0: none
+	observers []func(messages.Event)
+	tracer    Tracer // nil: nobody traces
 }
 
 func defaults() settings {

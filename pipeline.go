@@ -54,11 +54,15 @@ func New(ctx context.Context, db *bun.DB, remote Remote, store SnapshotStore, op
 	if db == nil || remote == nil {
 		return nil, fmt.Errorf("%w: New needs a database and a remote", ErrInvalidOption)
 	}
-	p := &Pipeline{db: db, remote: remote, store: store, set: defaults(), soon: make(chan struct{}, 1)}
+	p := &Pipeline{db: db, set: defaults(), soon: make(chan struct{}, 1)}
 	for _, o := range opts {
 		if err := o(&p.set); err != nil {
 			return nil, err
 		}
+	}
+	p.remote = watchedRemote{remote, p.set.tracer}
+	if store != nil {
+		p.store = watchedStore{store, p.set.tracer}
 	}
 	var err error
 	if p.local, err = persistence.Open(ctx, db, p.set.device); err != nil {
@@ -134,7 +138,7 @@ type mode struct {
 	knock bool // try nothing again
 }
 
-func (p *Pipeline) sync(ctx context.Context, m mode) (Report, error) {
+func (p *Pipeline) sync(ctx context.Context, m mode) (report Report, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	unlock, err := p.acquire(ctx)
@@ -153,6 +157,8 @@ func (p *Pipeline) sync(ctx context.Context, m mode) (Report, error) {
 	}
 	p.local.ForSnapshots(p.remote.Scope(), p.set.encrypt)
 	cycle := newCycle()
+	ctx, ended := p.begin(ctx, cycle, m.full)
+	defer func() { ended(report, err) }()
 	var again bool
 	for round := range p.set.rounds {
 		var last messages.BackupReady
@@ -169,7 +175,8 @@ func (p *Pipeline) sync(ctx context.Context, m mode) (Report, error) {
 			break
 		}
 	}
-	report, rerr := p.report(context.WithoutCancel(ctx), cycle)
+	var rerr error
+	report, rerr = p.report(context.WithoutCancel(ctx), cycle)
 	for _, w := range report.Warnings {
 		p.set.log.Warn(w)
 	}
@@ -256,6 +263,7 @@ func (p *Pipeline) round(ctx context.Context, m messages.SyncRequested, knock bo
 	if err := p.letters(ctx, w, m.Cycle); err != nil {
 		return messages.BackupReady{}, err
 	}
+	w.watch = watchOf(ctx).on(m.Round)
 	resolved := make(chan struct{})
 	var once sync.Once
 	var last messages.BackupReady

@@ -35,6 +35,7 @@ func (p *Pipeline) Run(ctx context.Context, report ...func(Report, error)) error
 	pace := &pace{policy: p.set.retry, interval: p.set.interval}
 	rest := rest{p: p}
 	for ctx.Err() == nil {
+		began := time.Now()
 		r, err := p.sync(cycles, mode{knock: pace.knock()})
 		for _, f := range report {
 			f(r, err)
@@ -48,6 +49,7 @@ func (p *Pipeline) Run(ctx context.Context, report ...func(Report, error)) error
 		}
 		p.set.log.Debug("waiting for the next cycle", zap.Duration("wait", wait), zap.Int("failedInARow", pace.inARow))
 		rest.wait(ctx, wait, err != nil && !pace.store)
+		p.afford(ctx, began)
 	}
 	return nil
 }

@@ -24,6 +24,8 @@ type Counts struct {
 	Tables map[string]TableCounts `json:"tables,omitempty"`
 	Billed Billed                 `json:"billed,omitzero"`
 	Store  StoreUse               `json:"store,omitzero"`
+	// Bytes is the size of the documents read and written, as Firestore counts it.
+	Bytes int64 `json:"bytes,omitempty"`
 	// Snapshot is the generation of a snapshot that the step made.
 	Snapshot string `json:"snapshot,omitempty"`
 	// Warnings are what a person should look at, in whole sentences.
@@ -46,6 +48,7 @@ func (c *Counts) Add(o Counts) {
 	for t, n := range o.Tables {
 		c.Table(t, n)
 	}
+	c.Bytes += o.Bytes
 	c.Billed.Reads += o.Billed.Reads
 	c.Billed.Writes += o.Billed.Writes
 	c.Billed.Deletes += o.Billed.Deletes

@@ -518,11 +518,11 @@ func (a *applier) tombstone(d *messages.Document) error {
 // the owner discarded stays so until something about it changes.
 func (t *tx) letter(handler, table, id, class, reason string, payload []byte, updatedOn int64) error {
 	now := time.Now().UnixMilli()
-	return t.exec(`INSERT INTO tidemark_dead_letters (handler, tableName, documentId, class, reason, payload, firstOn, lastOn, updatedOn)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (handler, tableName, documentId) WHERE documentId <> ''
-		DO UPDATE SET class = excluded.class, reason = excluded.reason, payload = excluded.payload, attempts = attempts + 1, lastOn = excluded.lastOn,
+	return t.exec(`INSERT INTO tidemark_dead_letters (handler, tableName, documentId, class, reason, payload, firstOn, lastOn, updatedOn, traceparent)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (handler, tableName, documentId) WHERE documentId <> ''
+		DO UPDATE SET class = excluded.class, reason = excluded.reason, payload = excluded.payload, attempts = attempts + 1, lastOn = excluded.lastOn, traceparent = excluded.traceparent,
 		state = CASE WHEN updatedOn = excluded.updatedOn AND reason = excluded.reason THEN state ELSE 'dead' END, updatedOn = excluded.updatedOn`,
-		handler, table, id, class, reason, payload, now, now, updatedOn)
+		handler, table, id, class, reason, payload, now, now, updatedOn, messages.Traceparent(t.ctx))
 }
 
 func (t *tx) clearLetter(handler, table, id string) error {

@@ -210,6 +210,8 @@ var bookkeeping = []string{
 	// One letter a document and handler, whatever its state.
 	`DROP INDEX IF EXISTS tidemark_dead_letters_row`,
 	`CREATE UNIQUE INDEX IF NOT EXISTS tidemark_dead_letters_once ON tidemark_dead_letters (handler, tableName, documentId) WHERE documentId <> ''`,
+	// Those that somebody wants to be tried again: looked for all the time, seldom there.
+	`CREATE INDEX IF NOT EXISTS tidemark_dead_letters_asked ON tidemark_dead_letters (handler) WHERE updatedOn = 0`,
 	`CREATE TABLE IF NOT EXISTS tidemark_conflicts (
 		id INTEGER PRIMARY KEY AUTOINCREMENT,
 		tableName TEXT NOT NULL,
@@ -243,12 +245,25 @@ var bookkeeping = []string{
 		error TEXT NOT NULL DEFAULT '',
 		traceId TEXT NOT NULL DEFAULT ''
 	)`,
+	// What was billed on each day (UTC), for when the ledger has been trimmed.
+	`CREATE TABLE IF NOT EXISTS tidemark_cost (
+		day TEXT PRIMARY KEY,                        -- 2026-11-24
+		cycles INTEGER NOT NULL DEFAULT 0,
+		reads INTEGER NOT NULL DEFAULT 0,
+		writes INTEGER NOT NULL DEFAULT 0,
+		deletes INTEGER NOT NULL DEFAULT 0,
+		puts INTEGER NOT NULL DEFAULT 0,
+		gets INTEGER NOT NULL DEFAULT 0,
+		bytesUp INTEGER NOT NULL DEFAULT 0,          -- to the store
+		bytesDown INTEGER NOT NULL DEFAULT 0
+	) WITHOUT ROWID`,
 	`CREATE INDEX IF NOT EXISTS tidemark_ledger_cycle ON tidemark_ledger (cycle, round, stage, tableName)`,
 }
 
 // laterColumns are those that a table above did not have from the beginning.
 var laterColumns = []struct{ table, name, declaration string }{
 	{"tidemark_conflicts", "restoredOn", "INTEGER"},
+	{"tidemark_state", "snapshotSize", "INTEGER NOT NULL DEFAULT 0"}, // bytes, of the snapshot we know of
 }
 
 // createBookkeeping creates our tables where they are missing and the one row of

@@ -21,6 +21,9 @@ type Replayed struct {
 	// "superseded" (a newer version is here, or up) or "failed" (Reason says why).
 	Outcome string `json:"outcome"`
 	Reason  string `json:"reason"`
+	// Traceparent names the span, in W3C form, in which it failed last; "" when nobody
+	// traced that. A replay goes on with its trace.
+	Traceparent string `json:"-"`
 }
 
 const (
@@ -132,14 +135,14 @@ func (r *replay) page(a *applier, stage string, after int64) ([]storedLetter, er
 	where, args := r.f.where()
 	var page []storedLetter
 	size := 0
-	err := a.tx.each(`SELECT id, handler, tableName, documentId, payload FROM tidemark_dead_letters
+	err := a.tx.each(`SELECT id, handler, tableName, documentId, payload, traceparent FROM tidemark_dead_letters
 		WHERE `+where+` AND tableName = ? AND handler = ? AND documentId <> '' AND id > ? AND id <= ? ORDER BY id LIMIT ?`,
 		append(args, a.p.t.Name, stage, after, r.last, replayPage), func(scan func(...any) error) error {
 			if size > replayBytes {
 				return errFull
 			}
 			var s storedLetter
-			err := scan(&s.ID, &s.Stage, &s.Table, &s.DocumentID, &s.payload)
+			err := scan(&s.ID, &s.Stage, &s.Table, &s.DocumentID, &s.payload, &s.Traceparent)
 			size += len(s.payload)
 			page = append(page, s)
 			return err
@@ -284,8 +287,8 @@ func (r *replay) others(ctx context.Context) error {
 			return err
 		}
 		s := Replayed{ID: id, Outcome: outcomeFailed}
-		if ok, err := found(r.l.db.DB.QueryRowContext(ctx, `SELECT handler, tableName, documentId FROM tidemark_dead_letters WHERE id = ?`, id).
-			Scan(&s.Stage, &s.Table, &s.DocumentID)); err != nil || !ok {
+		if ok, err := found(r.l.db.DB.QueryRowContext(ctx, `SELECT handler, tableName, documentId, traceparent FROM tidemark_dead_letters WHERE id = ?`, id).
+			Scan(&s.Stage, &s.Table, &s.DocumentID, &s.Traceparent)); err != nil || !ok {
 			return err
 		}
 		requested, err := r.message(ctx, id)

@@ -186,13 +186,14 @@ func clean(ctx context.Context, c queryer, scope string) error {
 			WHERE handler = 'download' AND documentId <> ''`,
 		`DELETE FROM tidemark_snapshot.tidemark_dead_letters`,
 		`DELETE FROM tidemark_snapshot.tidemark_ledger`,
+		`DELETE FROM tidemark_snapshot.tidemark_cost`,
 		`DELETE FROM tidemark_snapshot.tidemark_tokens`,
 		`DELETE FROM tidemark_snapshot.tidemark_targets`,
 		`DELETE FROM tidemark_snapshot.tidemark_replaced`,
 		`DELETE FROM tidemark_snapshot.tidemark_turn`,
 		`UPDATE tidemark_snapshot.tidemark_state SET applying = 0, clockOffset = 0, installationId = '', seq = 0, recordVersion = 0,
 			recordTables = '{}', registeredOn = 0, checkedAt = 0, firstAt = 0, cutBroken = 0, schemaVersion = -1, backedUp = '{}', backedUpOn = 0,
-			generation = '', maker = '', changedRows = 0`,
+			generation = '', maker = '', snapshotSize = 0, changedRows = 0`,
 		`DELETE FROM tidemark_snapshot.sqlite_sequence WHERE name LIKE 'tidemark\_%' ESCAPE '\'`,
 	} {
 		if _, err := c.ExecContext(ctx, q); err != nil {

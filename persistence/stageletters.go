@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
+
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 // StageKey is a stage and the table it worked on, "" for all.
@@ -40,15 +42,15 @@ func (l *Local) StageFailed(ctx context.Context, s StageLetter) error {
 	}
 	now := time.Now().UnixMilli()
 	err = l.write(ctx, func(tx *tx) error {
-		n, err := tx.run(`UPDATE tidemark_dead_letters SET topic = ?, cycle = ?, class = ?, payload = ?, metadata = ?, attempts = attempts + 1, lastOn = ?,
+		n, err := tx.run(`UPDATE tidemark_dead_letters SET topic = ?, cycle = ?, class = ?, payload = ?, metadata = ?, traceparent = ?, attempts = attempts + 1, lastOn = ?,
 			state = CASE WHEN reason = ? THEN state ELSE 'dead' END, reason = ?, updatedOn = ?
 			WHERE handler = ? AND tableName = ? AND `+isStage,
-			s.Topic, s.Cycle, s.Class, s.Payload, string(meta), now, s.Reason, s.Reason, waitingForReplay, s.Stage, s.Table)
+			s.Topic, s.Cycle, s.Class, s.Payload, string(meta), messages.Traceparent(ctx), now, s.Reason, s.Reason, waitingForReplay, s.Stage, s.Table)
 		if err != nil || n > 0 {
 			return err
 		}
-		return tx.exec(`INSERT INTO tidemark_dead_letters (handler, tableName, topic, cycle, class, reason, payload, metadata, firstOn, lastOn, updatedOn)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, s.Stage, s.Table, s.Topic, s.Cycle, s.Class, s.Reason, s.Payload, string(meta), now, now, waitingForReplay)
+		return tx.exec(`INSERT INTO tidemark_dead_letters (handler, tableName, topic, cycle, class, reason, payload, metadata, traceparent, firstOn, lastOn, updatedOn)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, s.Stage, s.Table, s.Topic, s.Cycle, s.Class, s.Reason, s.Payload, string(meta), messages.Traceparent(ctx), now, now, waitingForReplay)
 	})
 	if err != nil {
 		return fmt.Errorf("keep the message of stage %q: %w", s.Stage, err)

@@ -347,9 +347,15 @@ func (t *tx) step(s messages.Step) error {
 	if err != nil {
 		return err
 	}
+	if s.TraceID == "" {
+		s.TraceID = messages.TraceID(t.ctx)
+	}
 	took := s.Took
 	if took == 0 {
 		took = time.Since(s.Started)
+	}
+	if err := t.cost(s); err != nil {
+		return err
 	}
 	return t.exec(`INSERT INTO tidemark_ledger (cycle, round, stage, tableName, attempt, startedOn, tookUs, counts, error, traceId)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,

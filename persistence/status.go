@@ -72,6 +72,9 @@ func (l *Local) Steps(ctx context.Context, cycle string) ([]messages.Step, error
 // TrimLedger drops the oldest lines of the step ledger.
 func (l *Local) TrimLedger(ctx context.Context) error {
 	_, err := l.db.DB.ExecContext(ctx, `DELETE FROM tidemark_ledger WHERE id < (SELECT max(id) FROM tidemark_ledger) - ?`, ledgerRows)
+	if err == nil {
+		_, err = l.db.DB.ExecContext(ctx, `DELETE FROM tidemark_cost WHERE day < ?`, day(time.Now().AddDate(0, 0, -costDays)))
+	}
 	if err != nil {
 		return fmt.Errorf("trim the step ledger: %w", explain(err))
 	}

@@ -32,10 +32,12 @@ func (s *BackUp) conditional(ctx context.Context, m messages.Manifest, use *mess
 	if m.Conditional || s.policy.Unconditional {
 		return m.Conditional, nil
 	}
+	const text = "tidemark tries here whether this store honours conditional writes\n"
 	const wrong = `"00000000000000000000000000000000"` // an ETag that no object has
 	refused := func(cond messages.Condition) (bool, error) {
-		o, err := s.store.Put(ctx, probeKey, strings.NewReader("tidemark tries here whether this store honours conditional writes\n"), cond)
+		o, err := s.store.Put(ctx, probeKey, strings.NewReader(text), cond)
 		use.Puts += max(1, o.Requests)
+		use.BytesUp += int64(len(text))
 		if errors.Is(err, messages.ErrConflict) {
 			return true, nil
 		}

@@ -149,6 +149,7 @@ func (s *Download) read(ctx context.Context, in messages.TableRequested, src *me
 			func(d messages.Document) error {
 				got++
 				bytes += d.Size()
+				counts.Bytes += int64(d.Size())
 				page = append(page, d)
 				if len(page) >= pageDocuments || bytes >= pageBytes {
 					return flush()

@@ -101,6 +101,9 @@ func (s *Upload) upload(ctx context.Context, counts *messages.Counts) (again boo
 		case err == nil:
 			counts.Billed.Writes += done.Writes
 			counts.Billed.Deletes += done.Deletes
+			for _, w := range c.Writes {
+				counts.Bytes += int64(w.Document.Size())
+			}
 			n, err := s.outbox.Acknowledge(ctx, c.Device.Token, done.UpdateTime)
 			if err != nil {
 				return again, err

@@ -8,11 +8,14 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/tidemark-sync/tidemark"
 )
 
 // setting is a value and where it came from, so that an error can name it.
@@ -23,6 +26,7 @@ type given struct {
 	config, db, remote, store string
 	keyFiles                  []string
 	every                     time.Duration
+	budget                    int64
 	exclude                   []string
 }
 
@@ -32,6 +36,8 @@ type settings struct {
 	keyFiles          []setting
 	recipients        []string
 	every             time.Duration
+	budget            int64 // reads a day; 0: none
+	prices            tidemark.Prices
 	exclude           []string
 }
 
@@ -55,6 +61,8 @@ func (a *app) takes(cmd *cobra.Command, names ...string) *cobra.Command {
 			cmd.Flags().StringArrayVar(&a.given.keyFiles, n, nil, "age identity `FILE` for the snapshots; repeat it to give older keys too")
 		case "every":
 			cmd.Flags().DurationVar(&a.given.every, n, defaultEvery, "`TIME` between two cycles, at least 1s")
+		case "budget":
+			cmd.Flags().Int64Var(&a.given.budget, n, 0, "slow down to about `READS` a day; 0: as fast as --every")
 		case "exclude":
 			cmd.Flags().StringArrayVar(&a.given.exclude, n, nil, "`TABLE` to leave out of sync; may be repeated")
 		}
@@ -64,7 +72,7 @@ func (a *app) takes(cmd *cobra.Command, names ...string) *cobra.Command {
 
 // settings brings flags, environment and file together.
 func (a *app) settings(cmd *cobra.Command) (settings, error) {
-	s := settings{every: defaultEvery}
+	s := settings{every: defaultEvery, prices: tidemark.DefaultPrices()}
 	if err := a.configFile(cmd, &s); err != nil {
 		return s, err
 	}
@@ -98,6 +106,12 @@ func (a *app) settings(cmd *cobra.Command) (settings, error) {
 	}
 	if s.every < time.Second {
 		return s, misuse("--every takes at least 1s: every cycle is billed")
+	}
+	if cmd.Flags().Changed("budget") {
+		s.budget = a.given.budget
+	}
+	if s.budget < 0 {
+		return s, misuse("--budget takes no negative number")
 	}
 	if cmd.Flags().Changed("exclude") {
 		s.exclude = a.given.exclude
@@ -227,7 +241,7 @@ func (s *settings) set(key string, value *yaml.Node, name string) error {
 	text, isText := value.Value, value.Kind == yaml.ScalarNode && value.Tag != "!!null"
 	if !isText {
 		switch key {
-		case "db", "remote", "store", "every":
+		case "db", "remote", "store", "every", "budget":
 			return fmt.Errorf("%q needs one value", key)
 		}
 	}
@@ -245,6 +259,14 @@ func (s *settings) set(key string, value *yaml.Node, name string) error {
 			return errors.New(`"every" takes a duration of at least a second, such as 30s or 5m`)
 		}
 		s.every = d
+	case "budget":
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || n < 1 {
+			return errors.New(`"budget" takes a number of reads a day, such as 20000`)
+		}
+		s.budget = n
+	case "prices":
+		return s.setPrices(value, name)
 	case "exclude":
 		list, err := texts(value, `"exclude" takes a table's name, or a list of them`)
 		s.exclude = list
@@ -260,7 +282,7 @@ func (s *settings) set(key string, value *yaml.Node, name string) error {
 		s.recipients = list
 		return err
 	default:
-		return fmt.Errorf("there is no setting %q: the settings are db, remote, store, every, exclude, key-file and recipients", fit(key, 40))
+		return fmt.Errorf("there is no setting %q: the settings are db, remote, store, every, exclude, key-file, recipients, budget and prices", fit(key, 40))
 	}
 	return nil
 }

@@ -271,9 +271,17 @@ next sync), applied, waiting, superseded (a newer version is here), failed.`,
 			if err := db.knows(ctx, f.Table); err != nil {
 				return err
 			}
+			tracer, closer, err := a.tracer(ctx)
+			if err != nil {
+				return err
+			}
+			if tracer != nil {
+				defer closer.Close()
+			}
 			outcomes := map[string]int64{}
 			err = tidemark.ReplayDeadLetters(ctx, db.DB, f, dryRun, func(r tidemark.Replayed) error {
 				outcomes[r.Outcome]++
+				traceReplay(ctx, tracer, r)
 				if asJSON {
 					return a.out.line(r)
 				}

@@ -56,6 +56,7 @@ type app struct {
 	err      io.Writer
 	progress *progress
 	given    given
+	options  []tidemark.Option // of every pipeline that is opened
 	verbose  bool
 }
 
@@ -144,9 +145,9 @@ A remote is firestore://PROJECT/users/alice[?database=NAME], where the path is
 the scope below which the collections live, or file:///DIR. A store is
 s3://BUCKET/PREFIX[?region=…&endpoint=…] or file:///DIR. What no flag says is
 read from TIDEMARK_DB, TIDEMARK_REMOTE and TIDEMARK_STORE, then from the file
-tidemark.yaml (db, remote, store, every, exclude, key-file, recipients).
-Credentials come from where gcloud and aws keep them; the key for snapshots also
-from TIDEMARK_KEY_FILE or, as a passphrase, TIDEMARK_PASSPHRASE.
+tidemark.yaml (db, remote, store, every, exclude, key-file, recipients, budget,
+prices). Credentials come from where gcloud and aws keep them; the key for
+snapshots also from TIDEMARK_KEY_FILE or, as a passphrase, TIDEMARK_PASSPHRASE.
 `
 
 func (a *app) root() *cobra.Command {
@@ -178,8 +179,10 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.given.config, "config", "", "`FILE` with the settings, instead of tidemark.yaml")
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "log every step to standard error")
 	cobra.EnableCommandSorting = false // they stand in the order of their use
-	root.AddCommand(a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.verify(), a.snapshots(), a.keygen(), a.status(), a.doctor(), a.devices(), a.conflicts(), a.failed(),
-		a.topology(), &cobra.Command{
+	root.AddCommand(
+		a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.verify(), a.snapshots(), a.keygen(), a.status(), a.trace(), a.doctor(), a.devices(),
+		a.conflicts(), a.failed(), a.topology(),
+		&cobra.Command{
 			Use: "version", Short: "say which version this is", Args: noArguments,
 			RunE: func(*cobra.Command, []string) error {
 				a.out.printf("pipeline %s\n", version())
@@ -269,14 +272,11 @@ func version() string {
 
 // logger is nil unless somebody looks at what it says.
 func (a *app) logger() *zap.Logger {
-	switch {
-	case a.verbose:
-		config := zap.NewDevelopmentEncoderConfig()
-		config.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
-		config.CallerKey, config.StacktraceKey = zapcore.OmitKey, zapcore.OmitKey
-		return zap.New(steps{Core: zapcore.NewCore(zapcore.NewConsoleEncoder(config), zapcore.Lock(zapcore.AddSync(a.err)), zap.DebugLevel)})
-	case a.progress != nil:
-		return zap.New(steps{progress: a.progress})
+	if !a.verbose {
+		return nil
 	}
-	return nil
+	config := zap.NewDevelopmentEncoderConfig()
+	config.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
+	config.CallerKey, config.StacktraceKey = zapcore.OmitKey, zapcore.OmitKey
+	return zap.New(zapcore.NewCore(zapcore.NewConsoleEncoder(config), zapcore.Lock(zapcore.AddSync(a.err)), zap.DebugLevel))
 }

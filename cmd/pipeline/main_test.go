@@ -62,6 +62,13 @@ func TestMain(m *testing.M) {
 		// playing FILE COMMAND… reads lines of "TEXT | SIGNAL | FROM | TO": when the command
 		// has printed the text, FROM is copied to TO and the signal sent.
 		"playing": helper(playingCommand),
+		// collected COMMAND… plays an OpenTelemetry collector and prints the spans.
+		"collected": helper(collectedCommand),
+		// scraped TEXT COMMAND… prints the metrics that a command serves, when it has
+		// printed a text, and interrupts it.
+		"scraped": helper(scrapedCommand),
+		// measured PAGE FILE… demands that a page has the metrics that files name.
+		"measured": helper(measuredCommand),
 		// answering CODE TEXT COMMAND… plays a Firestore that answers every call so.
 		"answering": helper(answeringCommand),
 		// interrupting SIGNAL,… COMMAND… plays a Firestore that never answers, and
@@ -77,8 +84,13 @@ func TestMain(m *testing.M) {
 
 // environment keeps what this machine knows of clouds out of the scripts.
 func environment(env *testscript.Env) error {
+	ops, err := filepath.Abs(filepath.Join("..", "..", "ops"))
+	if err != nil {
+		return err
+	}
 	env.Vars = append(env.Vars,
 		"TERM=dumb",
+		"OPS="+ops,                 // the dashboard and the alert rules
 		"GORACE=atexit_sleep_ms=0", // else, under the race detector, every command sleeps for a second
 		"AWS_EC2_METADATA_DISABLED=true",
 		"AWS_CONFIG_FILE="+filepath.Join(env.WorkDir, "no-aws-config"),

@@ -3,11 +3,14 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
-	"go.uber.org/zap/zapcore"
 	"golang.org/x/term"
+
+	"github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 // progress shows on a terminal what takes longer than a second, in one line that is
@@ -106,62 +109,61 @@ func (p *progress) draw(stop, done chan struct{}) {
 	}
 }
 
-// follows says what a cycle does after each of its steps.
-var follows = map[string]string{
-	"check devices":    "downloading",
-	"request tables":   "downloading",
-	"download":         "downloading",
-	"request children": "downloading",
-	"nothing new":      "uploading",
-	"settle":           "uploading",
-	"upload":           "registering this device",
-	"register":         "backing up",
+// doing says what a stage does, where it may take long enough for people to wonder.
+// Settling is not among them: it is asked for after every table, while others download.
+var doing = map[string]string{
+	messages.StageCheckDevices: "checking devices",
+	messages.StageDownload:     "downloading",
+	messages.StageUpload:       "uploading",
+	messages.StageRegister:     "registering this device",
+	messages.StagePurge:        "removing old tombstones",
+	messages.StageBackUp:       "backing up",
 }
 
-// steps is a zap core that knows which stage of a cycle a line is about.
-type steps struct {
-	zapcore.Core           // nil: the lines are for progress only
-	progress     *progress // nil: the lines are for the log only
-	stage        string
-}
-
-func (c steps) Enabled(l zapcore.Level) bool { return c.Core == nil || c.Core.Enabled(l) }
-
-func (c steps) With(fields []zapcore.Field) zapcore.Core {
-	for _, f := range fields {
-		if f.Key == "stage" {
-			c.stage = f.String
+// watch is an observer of a cycle.
+func (p *progress) watch() func(tidemark.Event) {
+	type key struct {
+		work messages.Work
+		unit messages.Unit
+	}
+	var mu sync.Mutex // begin asks for the text
+	latest := map[key]tidemark.Progress{}
+	more := func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		done, total := map[messages.Unit]int64{}, map[messages.Unit]int64{}
+		for k, e := range latest {
+			done[k.unit] += e.Done
+			total[k.unit] += e.Total
+		}
+		var parts []string
+		if n := done[messages.DocumentsRead]; n > 0 {
+			parts = append(parts, count(n, "document", "documents")+" read")
+		}
+		if n := done[messages.RowsUploaded]; n > 0 {
+			parts = append(parts, thousands(n)+" of "+count(total[messages.RowsUploaded], "row", "rows")+" uploaded")
+		}
+		if n := done[messages.BytesStored]; n > 100_000 { // what goes before the snapshot is not worth a word
+			parts = append(parts, size(n)+" stored")
+		}
+		return strings.Join(parts, ", ")
+	}
+	return func(e tidemark.Event) {
+		switch e := e.(type) {
+		case tidemark.CycleStarted:
+			mu.Lock()
+			clear(latest)
+			mu.Unlock()
+		case tidemark.StageStarted:
+			if what := doing[e.Stage]; what != "" {
+				p.begin(what, more)
+			}
+		case tidemark.StageFailed:
+			p.begin(e.Stage+" failed, trying again", more)
+		case tidemark.Progress:
+			mu.Lock()
+			latest[key{e.Work, e.Unit}] = e
+			mu.Unlock()
 		}
 	}
-	if c.Core != nil {
-		c.Core = c.Core.With(fields)
-	}
-	return c
-}
-
-func (c steps) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if !c.Enabled(e.Level) {
-		return ce
-	}
-	return ce.AddCore(e, c)
-}
-
-func (c steps) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	switch next := follows[c.stage]; {
-	case c.stage != "" && e.Level >= zapcore.WarnLevel:
-		c.progress.begin(c.stage+" failed, trying again", nil)
-	case next != "":
-		c.progress.begin(next, nil)
-	}
-	if c.Core == nil {
-		return nil
-	}
-	return c.Core.Write(e, fields)
-}
-
-func (c steps) Sync() error {
-	if c.Core == nil {
-		return nil
-	}
-	return c.Core.Sync()
 }

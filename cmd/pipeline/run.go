@@ -18,8 +18,9 @@ import (
 )
 
 func (a *app) run() *cobra.Command {
-	return a.takes(&cobra.Command{
-		Use:   "run --db FILE --remote URL --store URL [--every 30s]",
+	var metrics metricsFlags
+	cmd := a.takes(&cobra.Command{
+		Use:   "run --db FILE --remote URL --store URL [--every 30s] [--budget READS]\n    [--metrics 127.0.0.1:9464]",
 		Short: "stay in step until it is told to stop",
 		Long: `run syncs every 30 seconds, and a second after something was written to the
 database, whatever program did it. It prints a line when something moved, and
@@ -32,12 +33,18 @@ once. SIGHUP reads the settings anew; when they are wrong the old ones stay.`,
 			reload := make(chan os.Signal, 1)
 			signal.Notify(reload, syscall.SIGHUP)
 			defer signal.Stop(reload)
+			served, err := a.serveMetrics(ctx, metrics)
+			if err != nil {
+				return err
+			}
+			defer served.close()
 			w, err := a.open(cmd)
 			if err != nil {
 				return err
 			}
 			d := &diary{a: a, ctx: ctx}
 			for {
+				served.watch(a, w)
 				if d.begin(w); a.out.failed() != nil {
 					w.close() // the terminal is gone
 					return nil
@@ -48,11 +55,15 @@ once. SIGHUP reads the settings anew; when they are wrong the old ones stay.`,
 					w.close()
 					return err
 				}
+				served.watch(a, next)
 				w.close()
 				w = next
 			}
 		},
-	}, "db", "remote", "store", "key-file", "every")
+	}, "db", "remote", "store", "key-file", "every", "budget")
+	cmd.Flags().StringVar(&metrics.address, "metrics", "", "`ADDRESS` that serves metrics for Prometheus, 127.0.0.1:9464")
+	cmd.Flags().BoolVar(&metrics.open, "metrics-open", false, "let --metrics listen where other machines can read it")
+	return cmd
 }
 
 // errReload is the cause of a context that ends for new settings.
@@ -81,7 +92,7 @@ func (a *app) runUntil(cmd *cobra.Command, w *work, d *diary, reload <-chan os.S
 			fmt.Fprintf(a.err, "%s  the new settings do not work, the old ones stay: %s\n", time.Now().Format(time.TimeOnly), plain(err.Error()))
 		}
 	})
-	err = w.pipeline.Run(ctx, d.cycle)
+	err = w.pipeline.Run(ctx, d.cycle, budgetTeller(ctx, w, d.say))
 	close(done)
 	wg.Wait()
 	a.progress.end()

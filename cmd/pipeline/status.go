@@ -52,9 +52,9 @@ asks no server and costs nothing; "pipeline doctor" looks further.`,
 			}
 			a.out.printf("\n")
 			a.tellStatus(st)
-			return nil
+			return a.tellBills(ctx, db, s)
 		},
-	}, "db")
+	}, "db", "budget")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one Status object on standard output")
 	return cmd
 }

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -42,7 +41,7 @@ Exit code 0: the cycle came to its end. 1: it did not.`,
 				sync = w.pipeline.SyncFull
 			}
 			started := time.Now()
-			a.progress.begin("checking devices", w.left(ctx))
+			a.progress.begin("beginning", nil)
 			report, err := sync(ctx)
 			took := time.Since(started)
 			a.progress.end()
@@ -71,7 +70,6 @@ type work struct {
 	settings settings
 	pipeline *tidemark.Pipeline
 	db       *database
-	watched  watched
 	closers  []io.Closer
 }
 
@@ -79,35 +77,6 @@ func (w *work) close() {
 	for _, c := range slices.Backward(w.closers) {
 		_ = c.Close() // every cycle has ended: there is nothing left to lose
 	}
-}
-
-// left tells the progress display how far a cycle is: what was read, and what the
-// database says is still to be uploaded.
-func (w *work) left(ctx context.Context) func() string {
-	return func() string {
-		var parts []string
-		if n := w.watched.documents.Load(); n > 0 {
-			parts = append(parts, count(n, "document", "documents")+" read")
-		}
-		if st, err := w.pipeline.Status(ctx); err == nil && st.Dirty > 0 {
-			parts = append(parts, count(st.Dirty, "row", "rows")+" left to upload")
-		}
-		return strings.Join(parts, ", ")
-	}
-}
-
-// watched is a remote that counts the documents it hands over.
-type watched struct {
-	tidemark.Remote
-	documents atomic.Int64
-}
-
-// Read implements the port.
-func (w *watched) Read(ctx context.Context, q messages.Query, yield func(messages.Document) error) (int64, error) {
-	return w.Remote.Read(ctx, q, func(d messages.Document) error {
-		w.documents.Add(1)
-		return yield(d)
-	})
 }
 
 // open makes a pipeline of the settings. Nothing is asked of a server before the
@@ -156,9 +125,11 @@ func (a *app) open(cmd *cobra.Command) (_ *work, err error) {
 		return nil, err
 	}
 	w.closers = append(w.closers, c)
-	w.watched.Remote = remote
 	host, _ := os.Hostname() // a device without a name is one all the same
-	opts := []tidemark.Option{tidemark.WithDevice(host, version()), tidemark.WithInterval(s.every)}
+	opts := append(slices.Clone(a.options), tidemark.WithDevice(host, version()), tidemark.WithInterval(s.every))
+	if s.budget > 0 {
+		opts = append(opts, tidemark.WithBudget(s.budget))
+	}
 	if storeURL.query.Has("conditions") {
 		opts = append(opts, tidemark.WithUnconditionalStore())
 	}
@@ -168,7 +139,18 @@ func (a *app) open(cmd *cobra.Command) (_ *work, err error) {
 	if log := a.logger(); log != nil {
 		opts = append(opts, tidemark.WithLogger(log))
 	}
-	if w.pipeline, err = tidemark.New(ctx, w.db.DB, &w.watched, store, opts...); err != nil {
+	if a.progress != nil {
+		opts = append(opts, tidemark.WithObserver(a.progress.watch()))
+	}
+	tracer, c, err := a.tracer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if tracer != nil {
+		w.closers = append(w.closers, c)
+		opts = append(opts, tidemark.WithTracer(tracer))
+	}
+	if w.pipeline, err = tidemark.New(ctx, w.db.DB, remote, store, opts...); err != nil {
 		return nil, w.db.failed(err)
 	}
 	return w, nil
