@@ -380,7 +380,7 @@ func (c *crashes) nothingLeft(store tidemark.SnapshotStore) {
 		c.t.Fatal(err)
 	}
 	for _, f := range beside {
-		if rest := strings.TrimPrefix(f, c.job.Path); !slices.Contains([]string{"", "-wal", "-shm", ".tidemark-lock"}, rest) {
+		if rest := strings.TrimPrefix(f, c.job.Path); !slices.Contains([]string{"", "-wal", "-shm", ".tidemark-lock", ".tidemark-pages"}, rest) {
 			c.t.Errorf("left beside the database: %s", filepath.Base(f))
 		}
 	}

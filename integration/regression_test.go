@@ -98,7 +98,7 @@ func TestATreeDeletedInSeveralCommits(t *testing.T) {
 	f.remote = func() tidemark.Remote { return r }
 	a := f.device("a")
 	f.remote = func() tidemark.Remote { return server.Remote() }
-	b := f.device("b")
+	b := f.device("b", tidemark.WithDeleteGuard(1, 0))
 	a.exec(`INSERT INTO node (id, parent) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 1200) SELECT i, CASE WHEN i > 1 THEN i/2 END FROM n`)
 	a.exec(`UPDATE node SET parent = NULL WHERE parent = 0`)
 	rounds(2, a, b)

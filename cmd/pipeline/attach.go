@@ -19,7 +19,8 @@ isDirty and two of ours), and triggers that keep them right whatever program
 writes. All rows are marked dirty: the next sync uploads them.
 
 It is done as a whole or not at all, and doing it again does only what is new.
-Your own columns and rows stay as they are.`,
+Your own columns and rows stay as they are. Who wins when two devices change a
+row can be said for each table under policies in tidemark.yaml.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.settings(cmd)
@@ -38,6 +39,9 @@ Your own columns and rows stay as they are.`,
 			var tables []tidemark.Table
 			for _, t := range s.exclude {
 				tables = append(tables, tidemark.Table{Name: t, Exclude: true})
+			}
+			for _, t := range sortedKeys(s.policies) {
+				tables = append(tables, tidemark.Table{Name: t, Policy: s.policies[t]})
 			}
 			a.progress.begin("attaching "+s.db.text, nil)
 			done, err := tidemark.Attach(ctx, db.DB, tables...)

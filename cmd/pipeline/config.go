@@ -38,6 +38,7 @@ type settings struct {
 	every             time.Duration
 	budget            int64 // reads a day; 0: none
 	prices            tidemark.Prices
+	policies          map[string]tidemark.Policy
 	exclude           []string
 }
 
@@ -267,6 +268,8 @@ func (s *settings) set(key string, value *yaml.Node, name string) error {
 		s.budget = n
 	case "prices":
 		return s.setPrices(value, name)
+	case "policies":
+		return s.setPolicies(value)
 	case "exclude":
 		list, err := texts(value, `"exclude" takes a table's name, or a list of them`)
 		s.exclude = list
@@ -282,7 +285,7 @@ func (s *settings) set(key string, value *yaml.Node, name string) error {
 		s.recipients = list
 		return err
 	default:
-		return fmt.Errorf("there is no setting %q: the settings are db, remote, store, every, exclude, key-file, recipients, budget and prices", fit(key, 40))
+		return fmt.Errorf("there is no setting %q: the settings are db, remote, store, every, exclude, key-file, recipients, policies, budget and prices", fit(key, 40))
 	}
 	return nil
 }
@@ -303,4 +306,29 @@ func texts(value *yaml.Node, otherwise string) ([]string, error) {
 		out = append(out, n.Value)
 	}
 	return out, nil
+}
+
+// setPolicies reads who wins conflicts, by table.
+func (s *settings) setPolicies(value *yaml.Node) error {
+	wrong := errors.New(`"policies" takes a policy for each table, such as "notes: merge-by-field"; the policies are ` +
+		"last-writer-wins, server-wins, client-wins and merge-by-field")
+	if value.Kind != yaml.MappingNode {
+		return wrong
+	}
+	s.policies = map[string]tidemark.Policy{}
+	for i := 0; i+1 < len(value.Content); i += 2 {
+		table, policy := value.Content[i], value.Content[i+1]
+		switch p := tidemark.Policy(policy.Value); {
+		case table.Kind != yaml.ScalarNode || policy.Kind != yaml.ScalarNode:
+			return wrong
+		case p == tidemark.LastWriterWins, p == tidemark.ServerWins, p == tidemark.ClientWins, p == tidemark.MergeByField:
+			if _, twice := s.policies[table.Value]; twice {
+				return fmt.Errorf("table %q has two policies: keep one", fit(table.Value, 40))
+			}
+			s.policies[table.Value] = p
+		default:
+			return wrong
+		}
+	}
+	return nil
 }

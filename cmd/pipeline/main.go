@@ -145,9 +145,10 @@ A remote is firestore://PROJECT/users/alice[?database=NAME], where the path is
 the scope below which the collections live, or file:///DIR. A store is
 s3://BUCKET/PREFIX[?region=…&endpoint=…] or file:///DIR. What no flag says is
 read from TIDEMARK_DB, TIDEMARK_REMOTE and TIDEMARK_STORE, then from the file
-tidemark.yaml (db, remote, store, every, exclude, key-file, recipients, budget,
-prices). Credentials come from where gcloud and aws keep them; the key for
-snapshots also from TIDEMARK_KEY_FILE or, as a passphrase, TIDEMARK_PASSPHRASE.
+tidemark.yaml (db, remote, store, every, exclude, policies, key-file,
+recipients, budget, prices). Credentials come from where gcloud and aws keep
+them; the key for snapshots also from TIDEMARK_KEY_FILE or, as a passphrase,
+TIDEMARK_PASSPHRASE.
 `
 
 func (a *app) root() *cobra.Command {

@@ -18,7 +18,7 @@ import (
 )
 
 func (a *app) sync() *cobra.Command {
-	var asJSON, full bool
+	var asJSON, full, allowDeletes bool
 	cmd := a.takes(&cobra.Command{
 		Use:   "sync --db FILE --remote URL --store URL [--json] [--full]",
 		Short: "one cycle: download, upload, register, back up",
@@ -26,6 +26,9 @@ func (a *app) sync() *cobra.Command {
 other devices uploaded, uploads the rows that are dirty here, and backs up when
 this device is Big Brother. Rows that can never be synced are set aside, with
 the reason, and stop nobody. After an error the next sync goes on from there.
+
+A download that would delete more than half of a table, and more than 100 rows,
+stops and asks; --allow-deletes lets it, once.
 
 Exit code 0: the cycle came to its end. 1: it did not.`,
 		Args: noArguments,
@@ -39,6 +42,11 @@ Exit code 0: the cycle came to its end. 1: it did not.`,
 			sync := w.pipeline.Sync
 			if full {
 				sync = w.pipeline.SyncFull
+			}
+			if allowDeletes {
+				if err := w.pipeline.AllowDeletes(ctx); err != nil {
+					return w.db.failed(cause(ctx, err))
+				}
 			}
 			started := time.Now()
 			a.progress.begin("beginning", nil)
@@ -61,6 +69,7 @@ Exit code 0: the cycle came to its end. 1: it did not.`,
 		},
 	}, "db", "remote", "store", "key-file")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one Report object on standard output")
+	cmd.Flags().BoolVar(&allowDeletes, "allow-deletes", false, "let this download delete as much as it wants")
 	cmd.Flags().BoolVar(&full, "full", false, "compare every document, at one billed read each")
 	return cmd
 }
