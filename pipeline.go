@@ -178,7 +178,7 @@ func (p *Pipeline) sync(ctx context.Context, m mode) (report Report, err error) 
 	var rerr error
 	report, rerr = p.report(context.WithoutCancel(ctx), cycle)
 	for _, w := range report.Warnings {
-		p.set.log.Warn(w)
+		p.set.log.Warn(w, zap.String("cycle", cycle))
 	}
 	report.InStep = err == nil && !again && rerr == nil
 	if err == nil {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -146,6 +148,12 @@ func TestABackupOnABadLine(t *testing.T) {
 	a.exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10) INSERT INTO note (picture) SELECT randomblob(900000) FROM n`)
 	a.sync()
 	l.steps = nil
+	whole := func() { // without it, only what changed is uploaded, in one part
+		if err := os.Remove(a.path + ".tidemark-pages"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+	whole()
 	a.exec(`INSERT INTO note (title) VALUES ('x')`)
 	if a.sync().Snapshot == nil {
 		t.Fatal("no snapshot without any fault")
@@ -161,6 +169,7 @@ func TestABackupOnABadLine(t *testing.T) {
 				n++
 				a := &device{t, a.path, a.db, a.p}
 				before := generations(t, f)
+				whole()
 				a.exec(`INSERT INTO note (title) VALUES ('x')`)
 				// As often as the client tries; a storm that passes is TestAStormPasses.
 				l.fault = func(s string) func(*http.Request) (*http.Response, error) {

@@ -147,8 +147,7 @@ s3://BUCKET/PREFIX[?region=…&endpoint=…] or file:///DIR. What no flag says i
 read from TIDEMARK_DB, TIDEMARK_REMOTE and TIDEMARK_STORE, then from the file
 tidemark.yaml (db, remote, store, every, exclude, policies, key-file,
 recipients, budget, prices). Credentials come from where gcloud and aws keep
-them; the key for snapshots also from TIDEMARK_KEY_FILE or, as a passphrase,
-TIDEMARK_PASSPHRASE.
+them; the key also from TIDEMARK_KEY_FILE or TIDEMARK_PASSPHRASE.
 `
 
 func (a *app) root() *cobra.Command {
