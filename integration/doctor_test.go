@@ -62,6 +62,7 @@ func TestDoctorFindsWhatIsWrongElsewhere(t *testing.T) {
 		a := f.device("a")
 		b := f.device("b")
 		defer closeAll([]*device{a, b})
+		a.db.SetMaxOpenConns(1) // as some applications do
 		a.notes(3)
 		a.sync()
 		b.sync()

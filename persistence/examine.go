@@ -36,15 +36,16 @@ type Examination struct {
 // whole file.
 func Examine(ctx context.Context, db *bun.DB) (Examination, error) {
 	var e Examination
+	var err error
+	if e.Path, err = View(db).Path(ctx); err != nil { // first: the pool may have one connection
+		return e, err
+	}
 	conn, err := db.Conn(ctx)
 	if err != nil {
 		return e, fmt.Errorf("get a database connection: %w", explain(err))
 	}
 	defer conn.Close()
 	q := conn.Conn
-	if e.Path, err = View(db).Path(ctx); err != nil {
-		return e, err
-	}
 	for _, v := range []struct {
 		pragma string
 		to     any
