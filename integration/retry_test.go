@@ -126,9 +126,10 @@ func TestRetryAfterIsHonoured(t *testing.T) {
 func TestRunWaitsOutAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, oneTable)
-		down := true
+		var down atomic.Bool
+		down.Store(true)
 		calls := f.faulty(func(memory.Call) memory.Fault {
-			if down {
+			if down.Load() {
 				return memory.Fault{Before: fmt.Errorf("nobody there: %w", messages.ErrUnavailable)}
 			}
 			return memory.Fault{}
@@ -154,7 +155,7 @@ func TestRunWaitsOutAnOutage(t *testing.T) {
 			a.notes(1)
 		}
 		n := calls.Load()
-		down = false
+		down.Store(false)
 		mended := time.Now()
 		if err := <-done; err != nil {
 			t.Fatal(err)
@@ -174,9 +175,10 @@ func TestRunWaitsOutAnOutage(t *testing.T) {
 func TestAPanicBecomesALetter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, oneTable)
-		broken := true
+		var broken atomic.Bool
+		broken.Store(true)
 		f.faulty(func(c memory.Call) memory.Fault {
-			if broken && c.Op == memory.OpCommit {
+			if broken.Load() && c.Op == memory.OpCommit {
 				panic(fmt.Sprint("cannot encode ", c.Commit.Writes[0].Document.Fields))
 			}
 			return memory.Fault{}
@@ -226,7 +228,7 @@ func TestAPanicBecomesALetter(t *testing.T) {
 		}
 
 		// A new version of the program; the replay does not wait for the next cycle's time.
-		broken = false
+		broken.Store(false)
 		before := cycles.Load()
 		if got := a.replay(tidemark.DeadLetterFilter{IDs: []int64{x.ID}}, true); got != " requested" || a.failed(tidemark.DeadLetterFilter{})[0].Replay {
 			t.Errorf("dry run: %q", got)

@@ -4,6 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,6 +18,7 @@ import (
 // running is a device whose pipeline runs, and when its cycles ended.
 type running struct {
 	*device
+	mu     sync.Mutex
 	cycles []time.Time
 	stop   func()
 	ended  chan error
@@ -28,7 +32,9 @@ func (d *device) run() *running {
 			if err != nil {
 				d.t.Error(err)
 			}
+			r.mu.Lock()
 			r.cycles = append(r.cycles, time.Now())
+			r.mu.Unlock()
 		})
 	}()
 	return r
@@ -37,13 +43,19 @@ func (d *device) run() *running {
 // after lets so much time pass and returns how many cycles ended in it, and how long
 // after its begin the first one did.
 func (r *running) after(d time.Duration) (n int, first time.Duration) {
-	was, begin := len(r.cycles), time.Now()
+	ended := func() []time.Time {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return slices.Clone(r.cycles)
+	}
+	was, begin := len(ended()), time.Now()
 	<-time.After(d)
 	synctest.Wait()
-	if len(r.cycles) > was {
-		first = r.cycles[was].Sub(begin)
+	now := ended()
+	if len(now) > was {
+		first = now[was].Sub(begin)
 	}
-	return len(r.cycles) - was, first
+	return len(now) - was, first
 }
 
 func (r *running) end() {
@@ -123,11 +135,10 @@ func TestRunSyncsSoonAfterAnEditDuringACycle(t *testing.T) {
 		server.refuse = func(d messages.Document) bool { return d.Fields["title"] == "bad" }
 		store := f.store()
 		var d *device
-		edited := false
+		var edited atomic.Bool
 		f.store = func() tidemark.SnapshotStore {
 			return storeFunc{store, func() {
-				if !edited {
-					edited = true
+				if !edited.Swap(true) {
 					d.notes(1)
 				}
 			}}
@@ -136,7 +147,7 @@ func TestRunSyncsSoonAfterAnEditDuringACycle(t *testing.T) {
 		d.notes(1)
 		a := d.run()
 		defer a.end()
-		if n, _ := a.after(10 * time.Minute); n != 2 || !edited {
+		if n, _ := a.after(10 * time.Minute); n != 2 || !edited.Load() {
 			t.Errorf("%d cycles, want one more for the edit", n)
 		}
 		a.exec(`INSERT INTO note (title) VALUES ('bad')`)
