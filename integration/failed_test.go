@@ -3,6 +3,7 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -294,5 +295,53 @@ func TestALetterGoesWhenAnotherDevicesEditWins(t *testing.T) {
 	same(t, a, b)
 	if got := b.failed(tidemark.DeadLetterFilter{Discarded: true}); len(got) != 0 {
 		t.Errorf("letters: %+v", got)
+	}
+}
+
+// Ten thousand failures are listed and replayed in the memory of a few.
+func TestTenThousandFailuresTakeNoMemory(t *testing.T) {
+	f := newFleet(t, `CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);`)
+	a := f.device("a")
+	const letters, body = 10_000, 2_000
+	a.exec(`INSERT INTO note (body) WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) SELECT printf('%.*c', ?, 'x') FROM n`, letters, body)
+	a.exec(`INSERT INTO tidemark_dead_letters (handler, tableName, documentId, class, reason, payload, firstOn, lastOn, updatedOn)
+		SELECT 'upload', 'note', clientId, 'rejected', 'no', CAST(json_object('v', 1, 'id', clientId, 'updatedOn', updatedOn, 'fields', json_object('body', body)) AS BLOB), 1, 1, updatedOn FROM note`)
+	// Of the other stage: documents that did not fit, and would now.
+	a.exec(`INSERT INTO tidemark_dead_letters (handler, tableName, documentId, class, reason, payload, firstOn, lastOn, updatedOn)
+		SELECT 'download', 'note', 'other' || id, 'rejected', 'no', CAST(json_object('v', 1, 'id', 'other' || id, 'updatedOn', 1, 'updateTime', 1, 'fields', json_object('body', body)) AS BLOB), 1, 1, 1 FROM note`)
+	var base, most uint64
+	n := 0
+	measure := func() {
+		if n++; n%1000 != 1 {
+			return
+		}
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		if n == 1 {
+			base, most = m.HeapAlloc, m.HeapAlloc
+		}
+		most = max(most, m.HeapAlloc)
+	}
+	for _, err := range tidemark.DeadLetters(t.Context(), a.db, tidemark.DeadLetterFilter{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		measure()
+	}
+	outcomes := map[string]int{}
+	if err := tidemark.ReplayDeadLetters(t.Context(), a.db, tidemark.DeadLetterFilter{}, false, func(r tidemark.Replayed) error {
+		outcomes[r.Outcome]++
+		measure()
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if n != 4*letters || outcomes["requested"] != letters || outcomes["applied"] != letters {
+		t.Errorf("%d seen, %v", n, outcomes)
+	}
+	t.Logf("%.1f MiB more at most, of %d MiB", float64(most-base)/(1<<20), 2*letters*body>>20)
+	if most-base > 8<<20 {
+		t.Errorf("the heap grew by %d bytes", most-base)
 	}
 }

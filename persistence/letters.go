@@ -75,7 +75,7 @@ func (f DeadLetterFilter) where() (string, []any) {
 	w.ids(f.IDs)
 	w.table(f.Table)
 	if f.Stage != "" {
-		w.add("handler = ?", f.Stage)
+		w.add("+handler = ?", f.Stage) // in the order of the ids, not of an index
 	}
 	if !f.Discarded && f.IDs == nil {
 		w.add("state = ?", stateDead)

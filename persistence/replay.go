@@ -130,13 +130,14 @@ func (r *replay) table(ctx context.Context, p *plan, stage string) error {
 	}
 }
 
-// page reads the next letters of a table and stage.
+// page reads the next letters of a table and stage. The plus keeps SQLite from finding
+// all of them by an index, to sort them for every page.
 func (r *replay) page(a *applier, stage string, after int64) ([]storedLetter, error) {
 	where, args := r.f.where()
 	var page []storedLetter
 	size := 0
 	err := a.tx.each(`SELECT id, handler, tableName, documentId, payload, traceparent FROM tidemark_dead_letters
-		WHERE `+where+` AND tableName = ? AND handler = ? AND documentId <> '' AND id > ? AND id <= ? ORDER BY id LIMIT ?`,
+		WHERE `+where+` AND +tableName = ? AND +handler = ? AND documentId <> '' AND id > ? AND id <= ? ORDER BY id LIMIT ?`,
 		append(args, a.p.t.Name, stage, after, r.last, replayPage), func(scan func(...any) error) error {
 			if size > replayBytes {
 				return errFull
