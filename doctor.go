@@ -36,15 +36,23 @@ type Finding struct {
 	Remedy string `json:"remedy"`
 }
 
-// Doctor checks what goes wrong in practice, and says how to mend it. remote and store
-// may be nil: then what concerns them is left out; so may be db. It changes nothing in
-// the database and on the server, and leaves nothing in the store. It reads the whole
-// database file, and is billed one read for the devices that uploaded lately, one for
-// each device, up to sample reads for each table (0 looks at no documents), and about
-// ten requests to the store. A check that cannot be made is a Finding too.
-func Doctor(ctx context.Context, db *bun.DB, remote Remote, store SnapshotStore, sample int) iter.Seq[Finding] {
+// Checkup is what Doctor is to look at beside the database. What is nil is left out.
+type Checkup struct {
+	Remote Remote
+	Store  SnapshotStore
+	// Encryption has the key of the snapshots.
+	Encryption Encryption
+	// Sample is how many documents of each table are looked at, at a read each.
+	Sample int
+}
+
+// Doctor checks what goes wrong in practice, and says how to mend it. db may be nil. It
+// changes nothing in the database and on the server, and leaves nothing in the store. It
+// reads the whole database file, and is billed one read for each device, the sample, and
+// about ten requests to the store. A check that cannot be made is a Finding too.
+func Doctor(ctx context.Context, db *bun.DB, c Checkup) iter.Seq[Finding] {
 	return func(yield func(Finding) bool) {
-		d := &doctor{ctx: ctx, db: db, remote: remote, store: store, sample: sample, yield: yield}
+		d := &doctor{ctx: ctx, db: db, remote: c.Remote, store: c.Store, key: c.Encryption, sample: c.Sample, yield: yield}
 		for _, check := range []func(){d.file, d.sync, d.server, d.bucket} {
 			if check(); d.done {
 				return
@@ -58,6 +66,7 @@ type doctor struct {
 	db     *bun.DB
 	remote Remote
 	store  SnapshotStore
+	key    Encryption
 	sample int
 	yield  func(Finding) bool
 	done   bool // nobody listens any more

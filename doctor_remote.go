@@ -213,7 +213,7 @@ func (d *doctor) uploads(lost int, rule, known bool, err error) {
 	}
 }
 
-// snapshot looks whether the newest one is there and can be opened.
+// snapshot looks whether all that the newest one is made of is there and can be opened.
 func (d *doctor) snapshot() {
 	m, _, err := stages.ReadManifest(d.ctx, d.store, &messages.StoreUse{})
 	if errors.Is(err, messages.ErrNotFound) {
@@ -225,25 +225,70 @@ func (d *doctor) snapshot() {
 		return
 	}
 	s := m.Current
-	age := time.Since(time.UnixMilli(s.MadeOn))
-	body, o, err := d.store.Get(d.ctx, s.Key, 0)
+	const another = "make a new one (pipeline sync on a device that is in step); restore an older one meanwhile (pipeline snapshots)"
+	objects, err := d.store.List(d.ctx, messages.SnapshotPrefix)
 	if err != nil {
-		d.failed("snapshot", fmt.Errorf("the newest one, %s, is not there, restore an older one (pipeline snapshots): %w", s.Generation, err))
+		d.failed("snapshot", err)
 		return
 	}
-	head := make([]byte, 4)
-	_, err = io.ReadFull(body, head)
-	if cerr := body.Close(); err == nil && cerr != nil && d.ctx.Err() != nil {
-		err = cerr
+	for _, part := range s.Chain() {
+		i := slices.IndexFunc(objects, func(o messages.Object) bool { return o.Key == part.Key })
+		if i < 0 {
+			d.problem("snapshot", another, "the newest one, %s, cannot be restored: its object %s is gone", s.Generation, part.Key)
+			return
+		}
+		if objects[i].Size != part.Size {
+			d.problem("snapshot", another, "the newest one, %s, cannot be restored: its object %s has %d bytes instead of %d", s.Generation, part.Key, objects[i].Size, part.Size)
+			return
+		}
 	}
-	switch {
+	switch err := d.open(s); {
+	case s.Encrypted && d.key == nil:
+		d.problem("key", "give the key (--key-file, TIDEMARK_KEY_FILE or TIDEMARK_PASSPHRASE)", "the newest snapshot is encrypted and this device has no key: it can neither restore it nor make the next")
+		return
+	case errors.Is(err, messages.ErrWrongKey):
+		d.problem("key", "give the key that the snapshots were made with; --key-file may be repeated, the newest first", "the key does not open the newest snapshot, %s", s.Generation)
+		return
 	case err != nil:
-		d.failed("snapshot", fmt.Errorf("read the newest one, %s: %w", s.Generation, err))
-	case o.Size != s.Size:
-		d.problem("snapshot", "make a new one; restore an older one meanwhile (pipeline snapshots)", "the newest one, %s, has %d bytes instead of %d", s.Generation, o.Size, s.Size)
-	case !bytes.Equal(head, []byte{0x28, 0xb5, 0x2f, 0xfd}): // zstd's
-		d.problem("snapshot", "make a new one; restore an older one meanwhile (pipeline snapshots)", "the newest one, %s, does not begin as a snapshot does", s.Generation)
-	default:
-		d.ok("snapshot", "%s, %s old, %s, not encrypted", s.Generation, ageText(age), bytesText(s.Size))
+		d.problem("snapshot", another, "the newest one, %s, cannot be opened: %v", s.Generation, err)
+		return
+	case s.Encrypted:
+		d.ok("key", "it opens the newest snapshot")
 	}
+	text := fmt.Sprintf("%s, %s old, %s", s.Generation, ageText(time.Since(time.UnixMilli(s.MadeOn))), bytesText(s.Download()))
+	if s.Encrypted {
+		d.ok("snapshot", "%s, encrypted", text)
+		return
+	}
+	remedy := "make a key with `pipeline keygen` and give it to every device, unless only you can read the store"
+	if d.key != nil {
+		remedy = "give the key to the device that made it; the next snapshot of this one is encrypted"
+	}
+	d.warn("snapshot", remedy, "%s, not encrypted", text)
+}
+
+// open reads the beginning of a snapshot's newest object.
+func (d *doctor) open(s messages.Snapshot) error {
+	if s.Encrypted && d.key == nil {
+		return nil // there is nothing to try
+	}
+	body, _, err := d.store.Get(d.ctx, s.Key, 0)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	var plain io.Reader = body
+	if s.Encrypted {
+		if plain, err = d.key.Open(body); err != nil {
+			return err
+		}
+	}
+	head := make([]byte, 4)
+	if _, err := io.ReadFull(plain, head); err != nil {
+		return err
+	}
+	if !bytes.Equal(head, []byte{0x28, 0xb5, 0x2f, 0xfd}) { // zstd's
+		return errors.New("it does not begin as a snapshot does")
+	}
+	return nil
 }

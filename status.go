@@ -116,6 +116,8 @@ type FailureStatus struct {
 type SnapshotStatus struct {
 	Generation string    `json:"generation"`
 	MadeOn     time.Time `json:"madeOn"`
+	// Encrypted: it is; nil when this device does not know.
+	Encrypted *bool `json:"encrypted"`
 }
 
 // Status reads how the database stands. It uses no network.
@@ -159,7 +161,7 @@ func statusOf(ctx context.Context, local interface {
 		s.BehindSince = &at
 	}
 	if h.Generation != "" {
-		s.Snapshot = &SnapshotStatus{h.Generation, time.UnixMilli(h.BackedUpOn).UTC()}
+		s.Snapshot = &SnapshotStatus{h.Generation, time.UnixMilli(h.BackedUpOn).UTC(), h.Encrypted}
 		s.BigBrother = &h.Maker
 	}
 	s.InStep = h.Dirty == 0 && h.Waiting == 0 && h.Dead == 0 && !h.Open && cycle != ""

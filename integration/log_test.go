@@ -31,6 +31,9 @@ func TestLogLevels(t *testing.T) {
 		})
 		a := f.device("a", tidemark.WithLogger(zap.New(core)))
 		defer a.db.Close()
+		if said := logs.TakeAll(); len(said) != 1 || said[0].Level != zapcore.WarnLevel || !strings.Contains(said[0].Message, "not encrypted") {
+			t.Errorf("at its opening: %v", said)
+		}
 		// above are the texts above debug level since it was called last.
 		above := func() (out []string) {
 			for _, e := range logs.TakeAll() {

@@ -123,4 +123,6 @@ type Health struct {
 	Generation  string
 	BackedUpOn  int64
 	Maker       string
+	// Encrypted: that snapshot is; nil when it is not known.
+	Encrypted *bool
 }

@@ -2,8 +2,10 @@ package persistence
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/tidemark-sync/tidemark/messages"
@@ -165,6 +167,14 @@ func (l *Local) Health(ctx context.Context) (messages.Health, error) {
 		return h, fmt.Errorf("read the state: %w", explain(err))
 	}
 	h.Open, h.Maker = checkedAt != 0, maker
+	var encrypted sql.NullBool
+	err = l.db.DB.QueryRowContext(ctx, `SELECT snapshotEncrypted FROM tidemark_state`).Scan(&encrypted)
+	if err != nil && !strings.Contains(err.Error(), "no such column") { // the file is an older version's until it is opened for a sync
+		return h, fmt.Errorf("read the state: %w", explain(err))
+	}
+	if encrypted.Valid {
+		h.Encrypted = &encrypted.Bool
+	}
 	return h, nil
 }
 

@@ -108,8 +108,8 @@ func (l *Local) BackedUp(ctx context.Context, s messages.Snapshot) error {
 		if err != nil {
 			return err
 		}
-		if err := tx.exec(`UPDATE tidemark_state SET backedUp = ?, backedUpOn = ?, generation = ?, maker = ?, snapshotSize = ?, changedRows = 0`,
-			string(raw), s.MadeOn, s.Generation, s.Device, s.Size); err != nil {
+		if err := tx.exec(`UPDATE tidemark_state SET backedUp = ?, backedUpOn = ?, generation = ?, maker = ?, snapshotSize = ?, snapshotEncrypted = ?, changedRows = 0`,
+			string(raw), s.MadeOn, s.Generation, s.Device, s.Size, s.Encrypted); err != nil {
 			return err
 		}
 		return tx.setTurn(s.Generation, now)

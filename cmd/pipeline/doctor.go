@@ -44,7 +44,7 @@ problem), text and remedy.`,
 			}
 			return a.examine(cmd, s, sample, asJSON)
 		},
-	}, "db", "remote", "store")
+	}, "db", "remote", "store", "key-file")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one object on standard output")
 	cmd.Flags().IntVar(&sample, "sample", 20, "look at up to `N` documents of each table; 0 for none")
 	return cmd
@@ -75,6 +75,10 @@ func (a *app) examine(cmd *cobra.Command, s settings, sample int, asJSON bool) e
 			a.progress.begin("looking further", nil)
 		}
 	}
+	key, err := s.key()
+	if err != nil {
+		return err
+	}
 	remote, store, closers, err := a.openBoth(cmd, s, tell)
 	defer func() {
 		for _, c := range slices.Backward(closers) {
@@ -93,12 +97,13 @@ func (a *app) examine(cmd *cobra.Command, s settings, sample int, asJSON bool) e
 	}
 	a.progress.begin("looking at "+s.db.text, nil)
 	defer a.progress.end()
-	look := tidemark.Doctor(ctx, nil, remote, store, sample)
+	checkup := tidemark.Checkup{Remote: remote, Store: store, Encryption: key, Sample: sample}
+	look := tidemark.Doctor(ctx, nil, checkup)
 	if err != nil {
 		tell(tidemark.Finding{Check: "file", Level: tidemark.Problem, Text: err.Error(), Remedy: remedyFor(err)})
 	} else {
 		closers = append(closers, db)
-		look = tidemark.Doctor(ctx, db.DB, remote, store, sample)
+		look = tidemark.Doctor(ctx, db.DB, checkup)
 	}
 	for f := range look {
 		if ctx.Err() != nil {

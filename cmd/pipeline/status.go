@@ -109,7 +109,11 @@ func (a *app) tellStatus(st tidemark.Status) {
 		row("snapshot", "none known")
 		row("Big Brother", "nobody yet: the first device that is in step makes a snapshot")
 	} else {
-		row("snapshot", ago(st.Snapshot.MadeOn)+", not encrypted")
+		text := ago(st.Snapshot.MadeOn)
+		if e := st.Snapshot.Encrypted; e != nil {
+			text += ", " + encrypted(*e)
+		}
+		row("snapshot", text)
 		if st.BigBrother != nil && *st.BigBrother == st.DeviceID {
 			row("Big Brother", "this device")
 		} else if st.BigBrother != nil {
