@@ -113,6 +113,9 @@ func (l *Local) DeadLetters(ctx context.Context, f DeadLetterFilter) iter.Seq2[D
 			if err == nil {
 				d, ok, err = l.deadLetter(ctx, id)
 			}
+			if errors.Is(err, errUnreadable) { // one of them must not hide the others
+				d.Reason, err = d.Reason+" ("+err.Error()+")", nil
+			}
 			if err != nil {
 				yield(d, fmt.Errorf("list dead letters: %w", err))
 				return
@@ -135,6 +138,8 @@ func (l *Local) DeadLetter(ctx context.Context, id int64) (DeadLetter, error) {
 	return d, err
 }
 
+var errUnreadable = errors.New("what was set aside cannot be read")
+
 func (l *Local) deadLetter(ctx context.Context, id int64) (DeadLetter, bool, error) {
 	d := DeadLetter{ID: id}
 	var payload []byte
@@ -152,7 +157,7 @@ func (l *Local) deadLetter(ctx context.Context, id int64) (DeadLetter, bool, err
 	if ofMessage {
 		var m letterMetadata
 		if err := json.Unmarshal([]byte(metadata), &m); err != nil || !json.Valid(payload) {
-			return d, true, fmt.Errorf("dead letter %d is damaged; discard it: %w", id, errors.Join(err, messages.ErrRejected))
+			return d, true, fmt.Errorf("%w; discard it: %w", errUnreadable, errors.Join(err, messages.ErrRejected))
 		}
 		d.Message, d.Stack = payload, m.Stack
 		return d, true, nil
@@ -164,7 +169,7 @@ func (l *Local) deadLetter(ctx context.Context, id int64) (DeadLetter, bool, err
 	if payload != nil {
 		doc, err := unmarshalDocument(d.Table, payload)
 		if err != nil {
-			return d, true, fmt.Errorf("%w; discard dead letter %d", err, id)
+			return d, true, fmt.Errorf("%w: %w; discard dead letter %d, or use the program that wrote it", errUnreadable, err, id)
 		}
 		d.Version = version(&doc, p)
 		if err := d.Version.findParents(ctx, l.db.DB, p); err != nil {
