@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -88,9 +89,10 @@ func TestPaceOfAnOutage(t *testing.T) {
 // addresses are not looked at.
 func TestWaitEndsWhenTheNetworkChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		now := "10.0.0.1/24"
+		var now atomic.Value
+		now.Store("10.0.0.1/24")
 		p := &Pipeline{set: defaults(), soon: make(chan struct{}, 1)}
-		p.set.soonAfter, p.set.addresses = 0, func() string { return now }
+		p.set.soonAfter, p.set.addresses = 0, func() string { return now.Load().(string) }
 		r := rest{p: p}
 		waits := func(failed bool, then func()) time.Duration {
 			started := time.Now()
@@ -101,13 +103,13 @@ func TestWaitEndsWhenTheNetworkChanges(t *testing.T) {
 			r.wait(context.Background(), time.Hour, failed)
 			return time.Since(started)
 		}
-		if d := waits(true, func() { now = "192.168.7.2/24" }); d > 13*time.Second {
+		if d := waits(true, func() { now.Store("192.168.7.2/24") }); d > 13*time.Second {
 			t.Errorf("the network changed, and the next cycle came after %v", d)
 		}
-		if d := waits(true, func() { now = "" }); d != time.Hour {
+		if d := waits(true, func() { now.Store("") }); d != time.Hour {
 			t.Errorf("the network went away, and the next cycle came after %v", d)
 		}
-		if d := waits(false, func() { now = "10.0.0.1/24" }); d != time.Hour {
+		if d := waits(false, func() { now.Store("10.0.0.1/24") }); d != time.Hour {
 			t.Errorf("in peace the next cycle came after %v", d)
 		}
 		if d := waits(false, p.SyncSoon); d != 10*time.Second {
