@@ -192,7 +192,7 @@ type plan struct {
 // once everything is up.
 var (
 	uploads = []string{sayAttached, sayCheck, sayRead, sayApplied, sayCommit, sayCommit, sayAcknowledged, sayAcknowledged}
-	backups = []string{saySnapshot, sayStreaming, sayStored, sayStored, sayManifest, sayReplaced, sayReplaced}
+	backups = []string{saySnapshot, sayStored, sayStored, sayManifest, sayReplaced, sayReplaced}
 )
 
 func (c *crashes) plan(i int) plan {
@@ -206,6 +206,8 @@ func (c *crashes) plan(i int) plan {
 	switch x := c.rnd.IntN(10); {
 	case i < early: // it is not attached
 		return plan{line: sayAttach, nth: 1, after: soon(500 * time.Millisecond)}
+	case i == first: // the first snapshot is the only one that goes up in parts
+		return plan{line: sayStreaming, nth: 1, hold: true}
 	case x < 3:
 		return plan{after: soon(2 * time.Second)}
 	case x < 6 || i < first: // its first upload has not come to its end

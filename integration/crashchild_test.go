@@ -134,7 +134,7 @@ func (c *child) run(ctx context.Context) error {
 }
 
 // crashBackups makes snapshots often enough to be killed in.
-var crashBackups = tidemark.WithBackup(50, time.Hour, 2)
+var crashBackups = tidemark.WithBackup(5, time.Hour, 2)
 
 // openBucket opens a store that bears silence for so long; 0 for as long as usual.
 func openBucket(ctx context.Context, b servers.S3Server, silence time.Duration) (*s3.Store, error) {
