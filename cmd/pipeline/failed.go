@@ -249,28 +249,14 @@ twice does no harm; what fails again keeps its id.
 Exit code 0: nothing failed again. 1: something did. --json prints one object a
 line: id, stage, table, documentId, row, reason and outcome: requested (for the
 next sync), applied, waiting, superseded (a newer version is here), failed.`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if (len(args) > 0) == (all || f.Stage != "" || f.Table != "") {
-				return misuse("replay takes either ids, or --all, --stage or --table: `%s` lists what there is", cmd.Parent().CommandPath())
-			}
-			return checkStage(f.Stage)
-		},
+		Args: func(cmd *cobra.Command, args []string) error { return choosesLetters(cmd, args, all, f) },
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			var err error
-			if len(args) > 0 {
-				if f.IDs, err = parseIDs(args); err != nil {
-					return err
-				}
-			}
-			s, db, err := a.attached(cmd)
+			s, db, err := a.chosenLetters(cmd, args, &f)
 			if err != nil {
 				return err
 			}
 			defer db.Close()
-			if err := db.knows(ctx, f.Table); err != nil {
-				return err
-			}
 			tracer, closer, err := a.tracer(ctx)
 			if err != nil {
 				return err
@@ -376,28 +362,14 @@ func (a *app) discardFailed() *cobra.Command {
 		Long: `discard gives failures up. A row stays on this device only and a document is not
 applied here, until it changes; nothing is deleted. "list --discarded" lists
 them, "replay ID" tries one again.`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if (len(args) > 0) == (all || f.Stage != "" || f.Table != "") {
-				return misuse("discard takes either ids, or --all, --stage or --table: `%s` lists what there is", cmd.Parent().CommandPath())
-			}
-			return checkStage(f.Stage)
-		},
+		Args: func(cmd *cobra.Command, args []string) error { return choosesLetters(cmd, args, all, f) },
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			var err error
-			if len(args) > 0 {
-				if f.IDs, err = parseIDs(args); err != nil {
-					return err
-				}
-			}
-			_, db, err := a.attached(cmd)
+			_, db, err := a.chosenLetters(cmd, args, &f)
 			if err != nil {
 				return err
 			}
 			defer db.Close()
-			if err := db.knows(ctx, f.Table); err != nil {
-				return err
-			}
 			n, err := tidemark.DiscardDeadLetters(ctx, db.DB, f)
 			if err != nil {
 				return db.failed(cause(ctx, err))
@@ -409,4 +381,28 @@ them, "replay ID" tries one again.`,
 	choosing(cmd, &f)
 	cmd.Flags().BoolVar(&all, "all", false, "discard all")
 	return cmd
+}
+
+// choosesLetters is the Args of a command that takes ids, or a choice by flags.
+func choosesLetters(cmd *cobra.Command, args []string, all bool, f tidemark.DeadLetterFilter) error {
+	if (len(args) > 0) == (all || f.Stage != "" || f.Table != "") {
+		return misuse("%s takes either ids, or --all, --stage or --table: `%s` lists what there is", cmd.Name(), cmd.Parent().CommandPath())
+	}
+	return checkStage(f.Stage)
+}
+
+// chosenLetters completes the filter and opens the database, which the caller closes.
+func (a *app) chosenLetters(cmd *cobra.Command, args []string, f *tidemark.DeadLetterFilter) (s settings, db *database, err error) {
+	if len(args) > 0 {
+		if f.IDs, err = parseIDs(args); err != nil {
+			return s, nil, err
+		}
+	}
+	if s, db, err = a.attached(cmd); err != nil {
+		return s, nil, err
+	}
+	if err := db.knows(cmd.Context(), f.Table); err != nil {
+		return s, nil, errors.Join(err, db.Close())
+	}
+	return s, db, nil
 }
