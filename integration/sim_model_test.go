@@ -28,13 +28,14 @@ type simModel struct {
 type simHistory struct {
 	table  *simTable
 	events []simEvent
-	heir   bool // it may have taken another row's place, and its document
+	from   []string // rows whose place it may have taken, and their document, by birth mark
 }
 
 type simEvent struct {
 	device  *simDevice
 	at      time.Time
 	deleted bool
+	touch   bool // the value is as before: only its parents or counters changed, or it changed and changed back
 	value   string
 	extra   string // of the column that old devices do not have; "" there
 	old     bool   // by a device that was not upgraded
@@ -57,8 +58,12 @@ type simRow struct {
 
 const simWindow = 50 * time.Millisecond // updatedOn rises strictly and may run ahead by that
 
+type simQueryer interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
 // read reads all rows of a device by their birth marks.
-func (m *simModel) read(db *sql.DB, old bool) map[string]simRow {
+func (m *simModel) read(db simQueryer, old bool) map[string]simRow {
 	out := map[string]simRow{}
 	for i := range m.schema.tables {
 		t := &m.schema.tables[i]
@@ -157,27 +162,40 @@ func (m *simModel) query(t *simTable, old bool) string {
 	return b.String()
 }
 
-// observe compares a device before and after a transaction of its user.
-func (m *simModel) observe(d *simDevice, before, after map[string]simRow) (said []string) {
+func (r *simRow) same(o *simRow) bool { return r.value == o.value && r.rest == o.rest && r.extra == o.extra }
+
+// touched collects the rows that a statement changed.
+func (m *simModel) touched(before, after map[string]simRow, out map[string]bool) {
+	for b, row := range after {
+		if was, ok := before[b]; ok && !was.same(&row) {
+			out[b] = true
+		}
+	}
+}
+
+// observe compares a device before and after a transaction of its user. What it touched
+// and left as it was has been edited, too: a counter that went up and down again.
+func (m *simModel) observe(d *simDevice, before, after map[string]simRow, touched map[string]bool) (said []string) {
 	now := time.Now()
-	vanished := map[*simTable]bool{}
-	for b, row := range before {
+	vanished := map[*simTable][]string{}
+	for _, b := range slices.Sorted(maps.Keys(before)) {
 		if _, ok := after[b]; !ok {
-			vanished[row.table] = true
+			vanished[before[b].table] = append(vanished[before[b].table], b)
 		}
 	}
 	for _, b := range slices.Sorted(maps.Keys(after)) {
 		row := after[b]
 		was, existed := before[b]
-		if existed && was.value == row.value && was.rest == row.rest && was.extra == row.extra {
+		same := existed && was.same(&row)
+		if same && !touched[b] {
 			continue
 		}
 		h := m.rows[b]
 		if h == nil {
-			h = &simHistory{table: row.table, heir: vanished[row.table]}
+			h = &simHistory{table: row.table, from: vanished[row.table]}
 			m.rows[b] = h
 		}
-		e := simEvent{device: d, at: now, value: row.value, extra: row.extra, old: d.old, parents: row.parents}
+		e := simEvent{device: d, at: now, touch: existed && was.value == row.value, value: row.value, extra: row.extra, old: d.old, parents: row.parents}
 		if existed {
 			e.prev = was.value
 		}
@@ -379,7 +397,7 @@ func (m *simModel) checkExtra(b string, h *simHistory, row simRow, last time.Tim
 
 // replaced: the row's document may be another row's by now, by INSERT OR REPLACE.
 func (m *simModel) replaced(h *simHistory) bool {
-	return h.heir || slices.ContainsFunc(h.events, func(e simEvent) bool { return e.deleted })
+	return len(h.from) > 0 || slices.ContainsFunc(h.events, func(e simEvent) bool { return e.deleted })
 }
 
 // livesRightly: nothing deleted comes back unless it was edited, or given a child,
@@ -397,13 +415,13 @@ func (m *simModel) livesRightly(b string, h *simHistory, final map[string]simRow
 	}
 	for i := range h.events {
 		e := &h.events[i]
-		if e.deleted || e.value == del.prev {
+		if e.deleted || e.value == del.prev && !e.touch {
 			continue
 		}
 		later := !e.at.Before(del.at.Add(-simWindow))
-		beside := !m.strict && !m.before(h, e.value, del.prev)
+		beside := !m.strict && (e.touch || !m.before(h, e.value, del.prev))
 		if h.table.merges || h.table.policy {
-			beside = !m.before(h, e.value, del.prev)
+			beside = e.touch || !m.before(h, e.value, del.prev)
 		}
 		if later || beside {
 			return true
@@ -455,6 +473,10 @@ func (m *simModel) gotChild(b string, del *simEvent, asked map[string]bool) bool
 		return false
 	}
 	asked[b] = true
+	// A child of the row whose document it took over holds it, too.
+	if h := m.rows[b]; h != nil && slices.ContainsFunc(h.from, func(from string) bool { return m.gotChild(from, del, asked) }) {
+		return true
+	}
 	for c, h := range m.rows {
 		if c == b {
 			continue

@@ -468,9 +468,18 @@ func (w *simWorld) edit(d *simDevice, rnd *rand.Rand) {
 	writer := &simWriter{schema: w.schema, rnd: rnd, old: d.old, next: func() int { w.numbers++; return w.numbers }}
 	statements := writer.statements()
 	before := w.model.read(d.app, d.old)
-	err := transact(d.app, statements)
+	touched := map[string]bool{}
+	last := before
+	err := transact(d.app, statements, func(conn *sql.Conn) {
+		now := w.model.read(conn, d.old)
+		w.model.touched(last, now, touched)
+		last = now
+	})
 	after := w.model.read(d.app, d.old)
-	said := w.model.observe(d, before, after)
+	if err != nil {
+		clear(touched)
+	}
+	said := w.model.observe(d, before, after, touched)
 	w.tell("%s: %s [%v] %s", d.name, strings.Join(statements, "; "), err, strings.Join(said, ", "))
 	if rnd.IntN(3) > 0 { // now and then devices write within one millisecond
 		w.wait(time.Duration(1+rnd.IntN(400)) * time.Millisecond)
@@ -480,16 +489,20 @@ func (w *simWorld) edit(d *simDevice, rnd *rand.Rand) {
 	}
 }
 
-func transact(db *sql.DB, statements []string) error {
+// transact runs a transaction and calls then after each of its statements but the last.
+func transact(db *sql.DB, statements []string, then func(*sql.Conn)) error {
 	conn, err := db.Conn(context.Background())
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	for _, q := range append(append([]string{"BEGIN IMMEDIATE"}, statements...), "COMMIT") {
+	for i, q := range append(append([]string{"BEGIN IMMEDIATE"}, statements...), "COMMIT") {
 		if _, err := conn.ExecContext(context.Background(), q); err != nil {
 			_, _ = conn.ExecContext(context.Background(), "ROLLBACK") // fails when it is rolled back already
 			return err
+		}
+		if i > 0 && i < len(statements) {
+			then(conn)
 		}
 	}
 	return nil

@@ -13,6 +13,7 @@ var (
 	simSeed    = flag.Uint64("seed", 1, "the first seed of the simulation")
 	simOnly    = flag.String("variant", "", "the part of a variant's name to run")
 	simSearch  = flag.Bool("search", false, "count from -seed on how many seeds each missing remedy takes")
+	simShrink  = flag.Int("shrink", 300, "how many runs the search for the shortest story that fails may take")
 	simVerbose = flag.Bool("story", false, "print the story of every seed")
 )
 
@@ -35,7 +36,7 @@ func TestSimulation(t *testing.T) {
 		if w.class == "" {
 			continue
 		}
-		shortest := story.shrink(300, func(s simStory) bool { return lab.run(s, nil).class == w.class })
+		shortest := story.shrink(*simShrink, func(s simStory) bool { return lab.run(s, nil).class == w.class })
 		last := lab.run(shortest, nil)
 		var steps strings.Builder
 		for _, a := range shortest.actions {

@@ -36,7 +36,6 @@ type applier struct {
 	at      *docKey            // the document under way
 	rows    map[string]*rowRef // what is here, by document id
 	taken   map[int64]bool     // surrogates in use, of those that the page wants
-	keys    map[string][]any   // parents' keys, by table and document id
 	tombs   bool               // the table has local tombstones
 	inbox   bool               // the table has received documents that wait
 	letters bool               // the table has dead letters of downloads
@@ -145,7 +144,7 @@ func (l *Local) applying(ctx context.Context, p *plan, plans []*plan, counts *me
 }
 
 func newApplier(t *tx, p *plan, counts *messages.Counts) (*applier, error) {
-	a := &applier{tx: t, p: p, plans: p.all, counts: counts, at: &docKey{}, keys: map[string][]any{}, rows: map[string]*rowRef{}, taken: map[int64]bool{}}
+	a := &applier{tx: t, p: p, plans: p.all, counts: counts, at: &docKey{}, rows: map[string]*rowRef{}, taken: map[int64]bool{}}
 	var err error
 	if a.me, err = t.installationID(); err != nil {
 		return nil, err
@@ -312,7 +311,7 @@ func (a *applier) lookParents(docs []messages.Document) error {
 				dest = append(dest, &key[n])
 			}
 			err := scan(dest...)
-			a.keys[r.keySQL+"\x00"+id] = whole(key)
+			a.tx.keys[r.keySQL+"\x00"+id] = whole(key)
 			return err
 		})
 		if err != nil {
@@ -369,6 +368,9 @@ func (a *applier) one(d *messages.Document) (outcome, error) {
 	if !a.fresh && d.UpdatedOn > 0 {
 		if id, err := a.fallback(d); err != nil {
 			return 0, err
+		} else if id != "" && !a.settle {
+			a.reason, a.missing = "may be a row that is here, unless that row's own document arrives", ""
+			return waiting, nil
 		} else if id != "" {
 			return a.adopt(d, id)
 		}
@@ -475,6 +477,7 @@ func (a *applier) adopt(d *messages.Document, id string) (outcome, error) {
 	if err := a.tx.exec(`UPDATE `+a.p.name+` SET clientId = ? WHERE clientId = ?`, d.ID, id); err != nil {
 		return 0, err
 	}
+	delete(a.rows, id)
 	out, err := a.update(d, 0)
 	if err != nil {
 		return 0, err

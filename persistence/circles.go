@@ -100,9 +100,7 @@ func (s *settler) circles(decide bool) (bool, error) {
 		}
 	}
 	// A key that was promised to a row that did not go in must not be used.
-	for _, a := range s.appliers {
-		clear(a.keys)
-	}
+	clear(s.tx.promised)
 	if err := s.undangle(order, asCame, settled); err != nil {
 		return false, err
 	}
@@ -131,8 +129,8 @@ func (s *settler) decideCollision(k docKey, d messages.Document, why string) err
 	return a.file(&d, dead)
 }
 
-// reserve chooses the local key of a row that is not in yet and tells every
-// applier, so that the others of its circle can refer to it.
+// reserve chooses the local key of a row that is not in yet and promises it, so that
+// the others of its circle can refer to it.
 func (s *settler) reserve(k docKey, docs map[docKey]messages.Document) error {
 	p := s.byName[k.table]
 	d := docs[k]
@@ -170,10 +168,6 @@ func (s *settler) reserve(k docKey, docs map[docKey]messages.Document) error {
 	}
 	for _, c := range p.children {
 		child := s.byName[c.child.Name]
-		a, err := s.applier(child)
-		if err != nil {
-			return err
-		}
 		for i := range child.refs {
 			r := &child.refs[i]
 			if r.parent != p.t || r.fk.ID != c.fk.ID {
@@ -183,7 +177,7 @@ func (s *settler) reserve(k docKey, docs map[docKey]messages.Document) error {
 			for n, col := range r.fk.ParentColumns {
 				key[n] = toSQL(d.Fields[p.column(col)])
 			}
-			a.keys[r.keySQL+"\x00"+k.id] = key
+			s.tx.promised[r.keySQL+"\x00"+k.id] = key
 		}
 	}
 	return nil

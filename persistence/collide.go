@@ -77,6 +77,7 @@ func (s *settler) collisions() error {
 		if err := s.tx.exec(`RELEASE tidemark_swap`); err != nil {
 			return err
 		}
+		clear(s.tx.keys)
 		set = slices.DeleteFunc(set, func(m moved) bool {
 			m.a.rows[m.doc.ID] = &rowRef{}
 			return slices.Contains(failed, m.doc.ID)

@@ -73,6 +73,10 @@ type tx struct {
 	quiet context.Context //nolint:containedctx // ctx without its end, see run
 	conn  *sql.Conn
 	stmts map[string]*sql.Stmt
+	// The keys of parents, by table and document id: those that were looked up, until
+	// any row is deleted or changes its key, and those that were promised to rows of a
+	// circle that are about to go in.
+	keys, promised map[string][]any
 }
 
 // write runs fn in one transaction. Whatever fn returns as an error undoes it all.
@@ -105,7 +109,7 @@ func (l *Local) transact(ctx context.Context, prepare func(context.Context, *sql
 		_, _ = conn.Conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
 		return fmt.Errorf("begin a transaction: %w", explain(err))
 	}
-	t := &tx{ctx: ctx, quiet: context.WithoutCancel(ctx), conn: conn.Conn, stmts: map[string]*sql.Stmt{}}
+	t := &tx{ctx: ctx, quiet: context.WithoutCancel(ctx), conn: conn.Conn, stmts: map[string]*sql.Stmt{}, keys: map[string][]any{}, promised: map[string][]any{}}
 	committed := false
 	defer func() {
 		t.closeStatements()

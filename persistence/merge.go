@@ -105,9 +105,7 @@ func (s *settler) mergeWhole(a *applier, d *messages.Document) (bool, error) {
 		}
 	}
 	s.out.Counts = counts
-	for _, other := range s.appliers {
-		clear(other.keys)
-	}
+	clear(s.tx.keys)
 	delete(a.rows, d.ID)
 	for _, b := range append(s.brought, docKey{a.p.t.Name, d.ID}) {
 		if err := s.appliers[b.table].look([]messages.Document{{ID: b.id}}); err != nil {
@@ -224,9 +222,6 @@ func (s *settler) bringDown(a *applier, id, survivor string) ([]orphan, error) {
 	}
 	delete(a.rows, id)
 	s.brought = append(s.brought, docKey{a.p.t.Name, id})
-	for _, other := range s.appliers {
-		clear(other.keys)
-	}
 	a.tombs = true
 	var server any
 	if row.serverID != "" {
@@ -387,9 +382,6 @@ func (s *settler) mergedElsewhere(a *applier, d *messages.Document) (bool, error
 		return false, err
 	}
 	delete(a.rows, d.ID)
-	for _, other := range s.appliers {
-		clear(other.keys)
-	}
 	if err := a.tombstone(d); err != nil {
 		return false, err
 	}

@@ -127,7 +127,11 @@ func (a *applier) refersToSomething(r *ref, id string, cols []int, vals []any) (
 // here.
 func (a *applier) parentKey(r *ref, id string) ([]any, error) {
 	cacheKey := r.keySQL + "\x00" + id
-	if k, ok := a.keys[cacheKey]; ok {
+	k, ok := a.tx.promised[cacheKey]
+	if !ok {
+		k, ok = a.tx.keys[cacheKey]
+	}
+	if ok {
 		if slices.Contains(k, nil) {
 			return nil, nil // nobody can refer to a key that is NULL
 		}
@@ -152,10 +156,10 @@ func (a *applier) parentKey(r *ref, id string) ([]any, error) {
 		a.moved = true
 		return a.parentKey(r, survivor)
 	}
-	if len(a.keys) > 4096 {
-		clear(a.keys)
+	if len(a.tx.keys) > 4096 {
+		clear(a.tx.keys)
 	}
-	a.keys[cacheKey] = whole(key)
+	a.tx.keys[cacheKey] = whole(key)
 	if slices.Contains(key, nil) {
 		return nil, nil
 	}
@@ -412,7 +416,7 @@ func (a *applier) follow(id string, before [][]any) (err error) {
 			slices.Concat(after, before[i])...); err != nil {
 			return err
 		}
-		clear(a.keys)
+		clear(a.tx.keys)
 		for _, b := range below { // a key may be made of its parent's
 			if err := b.a.follow(b.id, b.keys); err != nil {
 				return err
@@ -440,7 +444,7 @@ func (a *applier) below(c childRef, where []string, key []any) ([]followed, erro
 	}) {
 		return nil, nil
 	}
-	other := &applier{tx: a.tx, p: child, plans: a.plans, keys: a.keys, counts: a.counts, me: a.me}
+	other := &applier{tx: a.tx, p: child, plans: a.plans, counts: a.counts, me: a.me}
 	var out []followed
 	err := a.tx.each("SELECT clientId FROM "+child.name+" WHERE "+strings.Join(where, " AND "), key, func(scan func(...any) error) error {
 		f := followed{a: other}
@@ -471,6 +475,7 @@ func (a *applier) put(query string, args []any) (outcome, error) {
 
 // remove deletes a row that is there.
 func (t *tx) remove(p *plan, id string) error {
+	clear(t.keys)
 	n, err := t.run(`DELETE FROM `+p.name+` WHERE clientId = ?`, id)
 	if err == nil && n == 0 {
 		return errKept

@@ -432,10 +432,13 @@ func (s *settler) undelete(fetched []messages.Document, deletesDone bool) error 
 				return err
 			}
 			if out == collides && p.options.Unique != SetAside {
-				if progress, err = s.mergeWhole(a, &d); err != nil {
+				merged, err := s.mergeWhole(a, &d)
+				if err != nil {
 					return err
 				}
-				if progress {
+				if merged { // its children find the one that lives on
+					delete(wanted, s.at)
+					progress = true
 					continue
 				}
 			}

@@ -187,6 +187,7 @@ func (s *settler) bury(a *applier, d *messages.Document) error {
 			}
 		}
 		if row != nil {
+			clear(s.tx.keys)
 			out, err := a.put(`DELETE FROM `+a.p.name+` WHERE clientId = ?`, []any{d.ID})
 			if err != nil {
 				return err
@@ -301,6 +302,7 @@ func (s *settler) withdrawn(a *applier, d *messages.Document, held bool) (bool, 
 		return false, err
 	}
 	d.CreatedOn = row.createdOn
+	clear(s.tx.keys)
 	if out, err := a.put(`DELETE FROM `+a.p.name+` WHERE clientId = ?`, []any{d.ID}); err != nil {
 		return false, err
 	} else if out != applied {
