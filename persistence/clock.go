@@ -37,8 +37,8 @@ func (t *tx) setClock(plans []*plan, server int64, c messages.ClockReading) erro
 	if err := t.row(`SELECT clockOffset, clockCheckedOn FROM tidemark_state`).Scan(&was, &checkedOn); err != nil {
 		return err
 	}
-	if server <= checkedOn {
-		return nil // a stale answer, from before one that we had: it says nothing about now
+	if server == checkedOn {
+		return nil // the answer that we had before, once more: it says nothing about now
 	}
 	asked := min(c.Asked, c.Answered) // the clock may have been set back in between
 	offset := min(max(was, server-c.Answered), server-asked)

@@ -81,6 +81,33 @@ func TestStampsOfAWrongClockAreCorrected(t *testing.T) {
 	}
 }
 
+// An answer that comes a second time says nothing about now.
+func TestARepeatedAnswerLeavesTheOffset(t *testing.T) {
+	db := openTestDB(t, t.TempDir()+"/x.db")
+	if _, err := db.Exec(`CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT)`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Attach(t.Context(), db, AttachOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Open(t.Context(), db, DeviceInfo{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := check(t, l, 0, 10)
+	later := messages.ClockReading{Asked: server + 3_600_000, Answered: server + 3_600_100} // an hour has passed here
+	if err := l.Checked(t.Context(), server*1000, later, nil, nil, []string{"note"}, messages.Step{}); err != nil {
+		t.Fatal(err)
+	}
+	h, err := l.Health(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.ClockOffsetMs != 0 {
+		t.Errorf("a repeated answer set the offset to %d ms", h.ClockOffsetMs)
+	}
+}
+
 // The network's delay alone is no reason to think the clock wrong.
 func TestASlowNetworkLeavesTheOffset(t *testing.T) {
 	db := openTestDB(t, t.TempDir()+"/x.db")
