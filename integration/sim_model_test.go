@@ -162,7 +162,9 @@ func (m *simModel) query(t *simTable, old bool) string {
 	return b.String()
 }
 
-func (r *simRow) same(o *simRow) bool { return r.value == o.value && r.rest == o.rest && r.extra == o.extra }
+func (r *simRow) same(o *simRow) bool {
+	return r.value == o.value && r.rest == o.rest && r.extra == o.extra
+}
 
 // touched collects the rows that a statement changed.
 func (m *simModel) touched(before, after map[string]simRow, out map[string]bool) {

@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 )
 
@@ -50,20 +51,46 @@ type simStory struct {
 	schema  int
 	devices int
 	strict  bool // every clock is right, and the model knows who was last
+	narrow  int  // the server takes no more documents at once; 0: as many as come
+	picky   bool // the server does not take some rows until there is peace
+	focus   *simFocus
 	actions []simAction
 }
 
-func makeSimStory(seed uint64) simStory {
+// simFocus makes stories in which one thing happens often that is rare in others.
+type simFocus struct {
+	schemas []string
+	weights map[simKind]int // of the steps; nil: the usual
+	faults  []string        // one of them happens in every cycle; nil: the usual
+}
+
+func makeSimStory(seed uint64, focus *simFocus) simStory {
 	rnd := rand.New(rand.NewPCG(seed, 0))
-	s := simStory{seed: seed, schema: rnd.IntN(len(simSchemas)), devices: 2 + rnd.IntN(3), strict: rnd.IntN(2) == 0}
+	s := simStory{seed: seed, schema: rnd.IntN(len(simSchemas)), devices: 2 + rnd.IntN(3), strict: rnd.IntN(2) == 0, focus: focus}
+	server := rand.New(rand.NewPCG(seed, 3))
+	if server.IntN(3) == 0 {
+		s.narrow = 1 + server.IntN(4)
+	}
+	s.picky = server.IntN(4) == 0
+	weights := simKindWeights
+	if focus != nil && focus.schemas != nil {
+		name := focus.schemas[seed%uint64(len(focus.schemas))]
+		s.schema = slices.IndexFunc(simSchemas, func(s simSchema) bool { return s.name == name })
+	}
+	if focus != nil && focus.weights != nil {
+		weights = [simKinds]int{}
+		for k, w := range focus.weights {
+			weights[k] = w
+		}
+	}
 	total := 0
-	for _, w := range simKindWeights {
+	for _, w := range weights {
 		total += w
 	}
 	for range 15 + rnd.IntN(50) {
 		n, kind := rnd.IntN(total), simKind(0)
-		for n >= simKindWeights[kind] {
-			n -= simKindWeights[kind]
+		for n >= weights[kind] {
+			n -= weights[kind]
 			kind++
 		}
 		s.actions = append(s.actions, simAction{kind, rnd.Uint32(), rnd.Uint64()})
@@ -79,7 +106,7 @@ func (s simStory) without(from, to int) simStory {
 
 func (s simStory) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: schema %s, %d devices, strict %v, %d steps", s.seed, simSchemas[s.schema].name, s.devices, s.strict, len(s.actions))
+	fmt.Fprintf(&b, "seed %d: schema %s, %d devices, strict %v, at most %d documents at once, picky server %v, %d steps", s.seed, simSchemas[s.schema].name, s.devices, s.strict, s.narrow, s.picky, len(s.actions))
 	return b.String()
 }
 

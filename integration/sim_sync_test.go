@@ -86,6 +86,10 @@ func (p *simPort) Commit(ctx context.Context, c messages.Commit) (messages.Commi
 	if err := p.alive(); err != nil {
 		return messages.Committed{}, err
 	}
+	if err := p.refuses(c); err != nil {
+		p.w.tell("%s: commit %d as %.4s, %d documents [%v]", p.d.name, c.Device.Seq, c.Device.ID, len(c.Writes), err)
+		return messages.Committed{}, err
+	}
 	done, err := p.Remote.Commit(ctx, c)
 	p.commits++
 	p.documents += int64(len(c.Writes))
@@ -99,6 +103,25 @@ func (p *simPort) Commit(ctx context.Context, c messages.Commit) (messages.Commi
 	}
 	p.w.tell("%s: commit %d as %.4s, %d documents → %d [%v]", p.d.name, c.Device.Seq, c.Device.ID, len(c.Writes), done.UpdateTime, err)
 	return done, errors.Join(err, p.alive())
+}
+
+// refuses: the server takes only so much at once, and some rows not at all until there
+// is peace.
+func (p *simPort) refuses(c messages.Commit) error {
+	if p.w.healing {
+		return nil
+	}
+	if n := p.w.story.narrow; n > 0 && len(c.Writes) > n {
+		return fmt.Errorf("no more than %d documents at once: %w", n, tidemark.ErrRejected)
+	}
+	for i := range c.Writes {
+		var n int
+		v, _ := c.Writes[i].Document.Fields["v"].(string)
+		if _, err := fmt.Sscanf(v, "v%d", &n); err == nil && p.w.story.picky && n%11 == 0 {
+			return fmt.Errorf("not %s: %w", v, tidemark.ErrRejected)
+		}
+	}
+	return nil
 }
 
 func simManifest(w *simWorld, use *messages.StoreUse) (messages.Manifest, error) {
@@ -186,7 +209,15 @@ func (w *simWorld) plan(d *simDevice, rnd *rand.Rand, cancel func()) (told func(
 	d.remote.Fault, d.store.Fault = nil, nil
 	d.disk.commits, d.disk.dieAt = 0, 0
 	quiet := func() string { return "" }
-	if w.healing || rnd.IntN(5) < 2 {
+	if w.healing {
+		return quiet
+	}
+	faults, always := simFaults, false
+	if f := w.story.focus; f != nil && f.faults != nil {
+		always = true
+		faults = slices.DeleteFunc(slices.Clone(faults), func(s simFault) bool { return !slices.Contains(f.faults, s.name) })
+	}
+	if rnd.IntN(5) < 2 && !always {
 		return quiet
 	}
 	if rnd.IntN(3) == 0 {
@@ -195,6 +226,8 @@ func (w *simWorld) plan(d *simDevice, rnd *rand.Rand, cancel func()) (told func(
 	what := ""
 	told = func() string { return what }
 	switch k := rnd.IntN(10); {
+	case always:
+		w.faultAt(d, rnd, 1+rnd.IntN(5), faults, cancel, &what)
 	case k < 2:
 		return quiet
 	case k < 4: // around a local commit
@@ -223,19 +256,23 @@ func (w *simWorld) plan(d *simDevice, rnd *rand.Rand, cancel func()) (told func(
 			return []memory.StoreFault{{Before: errLine}, {After: errLine}, {Break: errLine, BreakAfter: 100}}[broken]
 		}
 	default:
-		at := int64(1 + rnd.IntN(2+rnd.IntN(6)))
-		fault := simFaults[rnd.IntN(len(simFaults))]
-		n := int64(0)
-		d.remote.Fault = func(c memory.Call) memory.Fault {
-			if n++; n != at {
-				return memory.Fault{}
-			}
-			what = fmt.Sprintf("at call %d, %s: %s", at, c.Op, fault.name)
-			w.tell("%s: %s", d.name, what)
-			return fault.fault(w, d, rnd, cancel)
-		}
+		w.faultAt(d, rnd, 1+rnd.IntN(2+rnd.IntN(6)), faults, cancel, &what)
 	}
 	return told
+}
+
+// faultAt lets one of some faults happen at a call.
+func (w *simWorld) faultAt(d *simDevice, rnd *rand.Rand, at int, faults []simFault, cancel func(), what *string) {
+	fault := faults[rnd.IntN(len(faults))]
+	n := 0
+	d.remote.Fault = func(c memory.Call) memory.Fault {
+		if n++; n != at {
+			return memory.Fault{}
+		}
+		*what = fmt.Sprintf("at call %d, %s: %s", at, c.Op, fault.name)
+		w.tell("%s: %s", d.name, *what)
+		return fault.fault(w, d, rnd, cancel)
+	}
 }
 
 // sync runs a cycle, with something going wrong now and then.
@@ -321,6 +358,7 @@ func (w *simWorld) heal(rnd *rand.Rand) {
 	w.deliver()
 	for _, d := range w.devices {
 		w.upgrade(d)
+		w.must(tidemark.ReplayDeadLetters(context.Background(), d.db, tidemark.DeadLetterFilter{}, false, func(tidemark.Replayed) error { return nil }), "replay")
 	}
 	for round := 0; ; round++ {
 		if round == simRounds {

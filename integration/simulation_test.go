@@ -3,7 +3,6 @@ package integration
 import (
 	"flag"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -23,7 +22,7 @@ func TestSimulation(t *testing.T) {
 	lab := newSimLab(t)
 	var sum simCounts
 	for i := range *simSeeds {
-		story := makeSimStory(*simSeed + uint64(i))
+		story := makeSimStory(*simSeed+uint64(i), nil)
 		w := lab.run(story, nil)
 		sum.cycles += w.counts.cycles
 		sum.faults += w.counts.faults
@@ -52,7 +51,7 @@ func TestSimulation(t *testing.T) {
 func TestAStoryRepeatsItself(t *testing.T) {
 	lab := newSimLab(t)
 	for i := range uint64(6) {
-		story := makeSimStory(1000 + i)
+		story := makeSimStory(1000+i, nil)
 		a, b := lab.run(story, nil), lab.run(story, nil)
 		for n := range max(len(a.trace), len(b.trace)) {
 			if n >= len(a.trace) || n >= len(b.trace) || a.trace[n] != b.trace[n] {
@@ -88,12 +87,7 @@ func TestAMissingRemedyIsNoticed(t *testing.T) {
 			if *simSearch {
 				from = *simSeed
 			}
-			story := makeSimStory(from + uint64(n) - 1)
-			if len(v.schemas) > 0 {
-				name := v.schemas[n%len(v.schemas)]
-				story.schema = slices.IndexFunc(simSchemas, func(s simSchema) bool { return s.name == name })
-			}
-			if w := lab.run(story, v); w.class != "" {
+			if w := lab.run(makeSimStory(from+uint64(n)-1, v.focus), v); w.class != "" {
 				caught = w.problems[0]
 			}
 		}
