@@ -62,8 +62,8 @@ var rowCanaries = map[string]string{
 type run struct {
 	args []string
 	env  []string
-	// fails: it has to, so that the failure that is meant is the one that is tried.
-	fails bool
+	want string // what its output has to say: the failure that is meant is the one that is tried
+	fine bool   // it fails but for this
 }
 
 type secrets struct {
@@ -90,8 +90,8 @@ func (s *secrets) run(name string, r run) string {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
-	if (err != nil) != r.fails || ctx.Err() != nil {
-		s.t.Errorf("%s: %v\n%s", name, err, out.String())
+	if (err != nil) != (r.want != "" && !r.fine) || ctx.Err() != nil || !strings.Contains(out.String(), r.want) {
+		s.t.Errorf("%s: %v, and it has to say %q\n%s", name, err, r.want, out.String())
 	}
 	s.keep(name, out.Bytes())
 	return out.String()
@@ -258,65 +258,64 @@ func TestSecretsStaySecret(t *testing.T) {
 	s3Env := []string{"AWS_ACCESS_KEY_ID=AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY=" + canaries["the S3 secret key"], "AWS_SESSION_TOKEN=" + token}
 	s.database("f.db")
 	local := "file://" + filepath.Join(s.dir, "remote")
+	here := "file://" + filepath.Join(s.dir, "store")
 	with := func(args ...string) []string { return append(args, "--db", "f.db") }
 	const xml = `<?xml version="1.0"?><Error><Code>%s</Code><Message>you said %%s</Message></Error>`
 	failures := map[string]run{
-		"wrong key file":   {args: []string{"verify", "--store", store, "--key-file", otherKey}},
-		"wrong passphrase": {args: []string{"verify", "--store", strings.Replace(store, "/alice?", "/pass?", 1)}, env: []string{"TIDEMARK_PASSPHRASE=" + misplaced}},
-		"short passphrase": {args: []string{"verify", "--store", store}, env: []string{"TIDEMARK_PASSPHRASE=cAnArY"}},
-		"no key":           {args: []string{"verify", "--store", store}},
-		"refused S3 keys":  {args: []string{"verify", "--store", store}, env: s3Env},
-		"S3 is down":       {args: []string{"verify", "--store", "s3://bucket/alice?region=us-east-1&endpoint=http://127.0.0.1:1"}, env: s3Env},
-		"S3 quotes, 403":   {args: with("sync", "-v", "--remote", local, "--store", s.quotingS3(403, fmt.Sprintf(xml, "SignatureDoesNotMatch"))), env: s3Env},
-		"S3 quotes, 400":   {args: with("doctor", "--remote", local, "--store", s.quotingS3(400, fmt.Sprintf(xml, "AuthorizationHeaderMalformed"))), env: s3Env},
-		"S3 quotes, 301":   {args: []string{"snapshots", "--store", s.quotingS3(301, fmt.Sprintf(xml, "PermanentRedirect"))}, env: s3Env},
-		"S3 is no S3":      {args: []string{"verify", "--store", s.quotingS3(200, `not XML: %s`)}, env: s3Env},
-		"S3 breaks off":    {args: []string{"verify", "--store", s.quotingS3(403, `<Error><Code>%s`)}, env: s3Env},
+		"wrong key file":   {args: []string{"verify", "--store", store, "--key-file", otherKey}, want: "none of the keys opens it"},
+		"wrong passphrase": {args: []string{"verify", "--store", strings.Replace(store, "/alice?", "/pass?", 1)}, env: []string{"TIDEMARK_PASSPHRASE=" + misplaced}, want: "none of the keys opens it"},
+		"short passphrase": {args: []string{"verify", "--store", store}, env: []string{"TIDEMARK_PASSPHRASE=cAnArY"}, want: "the passphrase is shorter"},
+		"no key":           {args: []string{"verify", "--store", store}, want: "encrypted"},
+		"refused S3 keys":  {args: []string{"verify", "--store", store}, env: s3Env, want: "unauthorized"},
+		"S3 is down":       {args: []string{"verify", "--store", "s3://bucket/alice?region=us-east-1&endpoint=http://127.0.0.1:1"}, env: s3Env, want: "connection refused"},
+		"S3 quotes, 403":   {args: with("sync", "-v", "--remote", local, "--store", s.quotingS3(403, fmt.Sprintf(xml, "SignatureDoesNotMatch"))), env: s3Env, want: "SignatureDoesNotMatch: you said"},
+		"S3 quotes, 400":   {args: with("doctor", "--remote", local, "--store", s.quotingS3(400, fmt.Sprintf(xml, "AuthorizationHeaderMalformed"))), env: s3Env, want: "AuthorizationHeaderMalformed: you said"},
+		"S3 quotes, 301":   {args: []string{"snapshots", "--store", s.quotingS3(301, fmt.Sprintf(xml, "PermanentRedirect"))}, env: s3Env, want: "PermanentRedirect: you said"},
+		"S3 is no S3":      {args: []string{"verify", "--store", s.quotingS3(200, `not XML: %s`)}, env: s3Env, want: "the manifest is not readable"},
+		"S3 breaks off":    {args: []string{"verify", "--store", s.quotingS3(403, `<Error><Code>%s`)}, env: s3Env, want: "XML syntax error"},
 
-		"Firestore is down":            {args: with("doctor", "--remote", remote), env: []string{"FIRESTORE_EMULATOR_HOST=alice:" + misplaced + "@127.0.0.1:1"}},
-		"Firestore quotes, invalid":    {args: with("sync", "-v", "--remote", remote), env: s.quotingFirestore(codes.InvalidArgument, false)},
-		"Firestore quotes, denied":     {args: with("sync", "-v", "--remote", remote), env: s.quotingFirestore(codes.PermissionDenied, false)},
-		"Firestore quotes, anonymous":  {args: with("doctor", "--remote", remote), env: s.quotingFirestore(codes.Unauthenticated, true)},
-		"Firestore quotes, not there":  {args: with("sync", "--json", "--remote", remote), env: s.quotingFirestore(codes.NotFound, false)},
-		"Firestore quotes, conflict":   {args: with("sync", "-v", "--remote", remote), env: s.quotingFirestore(codes.AlreadyExists, false)},
-		"Firestore quotes, bug":        {args: with("sync", "-v", "--remote", remote), env: s.quotingFirestore(codes.DataLoss, false)},
-		"Firestore without a key":      {args: with("sync", "--remote", remote), env: []string{"FIRESTORE_EMULATOR_HOST="}},
-		"the key itself in GOOGLE_…":   {args: with("sync", "--remote", remote), env: []string{"FIRESTORE_EMULATOR_HOST=", `GOOGLE_APPLICATION_CREDENTIALS={"type":"service_account","private_key":"` + canaries["the private key"] + `","refresh_token":"` + misplaced + `"}`}},
-		"a key file of Google's, torn": {args: with("sync", "--remote", remote), env: []string{"FIRESTORE_EMULATOR_HOST=", "GOOGLE_APPLICATION_CREDENTIALS=" + s.write("torn.json", `{"type":"service_account","private_key":"`+canaries["the private key"])}},
-		"a key of Google's, no PEM":    {args: with("sync", "--remote", remote), env: []string{"FIRESTORE_EMULATOR_HOST=", "GOOGLE_APPLICATION_CREDENTIALS=" + s.write("nopem.json", `{"type":"service_account","client_email":"a@b.c","token_uri":"http://127.0.0.1:1","private_key":"`+canaries["the private key"]+`"}`)}},
+		"Firestore is down":            {args: with("doctor", "--remote", remote, "--store", here), env: []string{"FIRESTORE_EMULATOR_HOST=alice:" + misplaced + "@127.0.0.1:1"}, want: "unavailable"},
+		"Firestore quotes, invalid":    {args: with("sync", "-v", "--remote", remote, "--store", here), env: s.quotingFirestore(codes.InvalidArgument, false), want: "InvalidArgument"},
+		"Firestore quotes, denied":     {args: with("sync", "-v", "--remote", remote, "--store", here), env: s.quotingFirestore(codes.PermissionDenied, false), want: "PermissionDenied"},
+		"Firestore quotes, anonymous":  {args: with("doctor", "--remote", remote, "--store", here), env: s.quotingFirestore(codes.Unauthenticated, true), want: "unauthorized"},
+		"Firestore quotes, not there":  {args: with("sync", "--json", "--remote", remote, "--store", here), env: s.quotingFirestore(codes.NotFound, false), want: "cycle"},
+		"Firestore quotes, conflict":   {args: with("sync", "-v", "--remote", remote, "--store", here), env: s.quotingFirestore(codes.AlreadyExists, false), want: "check devices"},
+		"Firestore quotes, bug":        {args: with("sync", "-v", "--remote", remote, "--store", here), env: s.quotingFirestore(codes.DataLoss, false), want: "DataLoss"},
+		"Firestore without a key":      {args: with("sync", "--remote", remote, "--store", here), env: []string{"FIRESTORE_EMULATOR_HOST="}, want: "unauthorized"},
+		"the key itself in GOOGLE_…":   {args: with("sync", "--remote", remote, "--store", here), env: []string{"FIRESTORE_EMULATOR_HOST=", `GOOGLE_APPLICATION_CREDENTIALS={"type":"service_account","private_key":"` + canaries["the private key"] + `","refresh_token":"` + misplaced + `"}`}, want: "unauthorized"},
+		"a key file of Google's, torn": {args: with("sync", "--remote", remote, "--store", here), env: []string{"FIRESTORE_EMULATOR_HOST=", "GOOGLE_APPLICATION_CREDENTIALS=" + s.write("torn.json", `{"type":"service_account","private_key":"`+canaries["the private key"])}, want: "unexpected end of JSON"},
+		"a key of Google's, no PEM":    {args: with("sync", "--remote", remote, "--store", here), env: []string{"FIRESTORE_EMULATOR_HOST=", "GOOGLE_APPLICATION_CREDENTIALS=" + s.write("nopem.json", `{"type":"service_account","client_email":"a@b.c","token_uri":"http://127.0.0.1:1","private_key":"`+canaries["the private key"]+`"}`)}, want: "private key"},
 
-		"a password in S3's URL":       {args: []string{"verify", "--store", "s3://AKIA:" + misplaced + "@bucket/alice"}},
-		"a secret as a parameter":      {args: []string{"verify", "--store", "s3://bucket/alice?secret_access_key=" + misplaced}},
-		"a password in the endpoint":   {args: []string{"verify", "--store", "s3://bucket/alice?endpoint=http://u:" + misplaced + "@127.0.0.1:1"}},
-		"a password in the remote":     {args: with("sync", "--remote", "firestore://alice:"+misplaced+"@p/users/alice")},
-		"a password in TIDEMARK_STORE": {args: []string{"verify"}, env: []string{"TIDEMARK_STORE=s3://" + misplaced + ":" + misplaced + "@b/a?x=" + misplaced}},
-		"AWS_ENDPOINT_URL":             {args: []string{"verify", "--store", "s3://bucket/alice?region=us-east-1"}, env: append([]string{"AWS_ENDPOINT_URL=http://alice:" + misplaced + "@127.0.0.1:1"}, s3Env...)},
-		"a proxy that is none":         {args: []string{"verify", "--store", "s3://bucket/alice?region=us-east-1"}, env: append([]string{"HTTPS_PROXY=http://alice:" + canaries["the proxy's password"] + "@127.0.0.1:1%zz"}, s3Env...)},
-		"a proxy that is down":         {args: []string{"verify", "--store", "s3://bucket/alice?region=us-east-1"}, env: append([]string{"HTTPS_PROXY=http://alice:" + canaries["the proxy's password"] + "@127.0.0.1:1"}, s3Env...)},
-		"AWS's file, torn":             {args: []string{"verify", "--store", "s3://bucket/alice?region=us-east-1"}, env: []string{"AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY=", "AWS_SHARED_CREDENTIALS_FILE=" + s.write("aws", "[default\naws_secret_access_key "+misplaced+"\n["+misplaced)}},
-		"AWS's container":              {args: []string{"verify", "--store", "s3://bucket/alice?region=us-east-1"}, env: []string{"AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY=", "AWS_CONTAINER_CREDENTIALS_FULL_URI=http://127.0.0.1:1/", "AWS_CONTAINER_AUTHORIZATION_TOKEN=" + misplaced + "\n"}},
-		"the key as --key-file":        {args: []string{"verify", "--store", store, "--key-file", "AGE-SECRET-KEY-" + hunted["the identity"]}},
-		"the key as TIDEMARK_KEY_FILE": {args: []string{"verify", "--store", store}, env: []string{"TIDEMARK_KEY_FILE=" + file}},
-		"a key file that is none":      {args: []string{"verify", "--store", store, "--key-file", s.write("bad.txt", "AGE-SECRET-KEY-1"+misplaced)}},
-		"settings: unknown":            {args: []string{"verify", "--config", s.write("c1.yaml", "passphrase: "+misplaced+"\n")}},
-		"settings: twice":              {args: []string{"verify", "--config", s.write("c2.yaml", "store: a\nstore: "+misplaced+"\n")}},
-		"settings: the key":            {args: []string{"verify", "--store", store, "--config", s.write("c3.yaml", "key-file: AGE-SECRET-KEY-"+hunted["the identity"]+"\n")}},
-		"settings: as a recipient":     {args: []string{"verify", "--store", store, "--config", s.write("c4.yaml", "recipients: AGE-SECRET-KEY-"+hunted["the identity"]+"\n")}},
-		"settings: no YAML":            {args: []string{"verify", "--config", s.write("c5.yaml", "store: \""+misplaced+"\n  x: [")}},
-		"settings: in a list":          {args: []string{"verify", "--config", s.write("c6.yaml", "store: ["+misplaced+"]\n")}},
-		"settings: a bucket's":         {args: []string{"verify", "--config", s.write("c7.yaml", "store: s3://a:"+misplaced+"@b/c\n")}},
-		"a passphrase as a flag":       {args: []string{"verify", "--passphrase", misplaced}},
-		"a flag with a value":          {args: []string{"verify", "--passphrase=" + misplaced}},
-		"a secret as a command":        {args: []string{misplaced}},
-		"a secret as an argument":      {args: []string{"verify", misplaced}},
-		"a secret as a time":           {args: with("run", "--every", misplaced)},
-		"no collector":                 {args: with("sync", "--remote", local, "--store", s.quotingS3(403, "%s")), env: append([]string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://u:" + misplaced + "@127.0.0.1:1"}, s3Env...)},
-		"a collector's bad header":     {args: with("sync", "--remote", local, "--store", s.quotingS3(403, "%s")), env: append([]string{"OTEL_EXPORTER_OTLP_HEADERS=" + misplaced + "=%zz,=" + misplaced}, s3Env...)},
+		"a password in S3's URL":       {args: []string{"verify", "--store", "s3://AKIA:" + misplaced + "@bucket/alice"}, want: "it has a user or a password in it"},
+		"a secret as a parameter":      {args: []string{"verify", "--store", "s3://bucket/alice?secret_access_key=" + misplaced}, want: "looks like a secret"},
+		"a password in the endpoint":   {args: []string{"verify", "--store", "s3://bucket/alice?endpoint=http://u:" + misplaced + "@127.0.0.1:1"}, want: "its endpoint has to look like"},
+		"a password in the remote":     {args: with("sync", "--remote", "firestore://alice:"+misplaced+"@p/users/alice", "--store", here), want: "it has a user or a password in it"},
+		"a password in TIDEMARK_STORE": {args: []string{"verify"}, env: []string{"TIDEMARK_STORE=s3://" + misplaced + ":" + misplaced + "@b/a?x=" + misplaced}, want: "TIDEMARK_STORE is no URL that works"},
+		"AWS_ENDPOINT_URL":             {args: []string{"verify", "--store", "s3://bucket/alice?region=us-east-1"}, env: append([]string{"AWS_ENDPOINT_URL=http://alice:" + misplaced + "@127.0.0.1:1"}, s3Env...), want: "connection refused"},
+		"a proxy that is down":         {args: []string{"verify", "--store", "s3://bucket/alice?region=us-east-1"}, env: append([]string{"HTTPS_PROXY=http://alice:" + canaries["the proxy's password"] + "@127.0.0.1:1"}, s3Env...), want: "proxyconnect"},
+		"AWS's file, torn":             {args: []string{"verify", "--store", "s3://bucket/alice?region=us-east-1"}, env: []string{"AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY=", "AWS_SHARED_CREDENTIALS_FILE=" + s.write("aws", "[default\naws_secret_access_key "+misplaced+"\n["+misplaced)}, want: "unauthorized"},
+		"AWS's container":              {args: []string{"verify", "--store", "s3://bucket/alice?region=us-east-1"}, env: []string{"AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY=", "AWS_CONTAINER_CREDENTIALS_FULL_URI=http://127.0.0.1:1/", "AWS_CONTAINER_AUTHORIZATION_TOKEN=" + misplaced + "\n"}, want: "invalid newline"},
+		"the key as --key-file":        {args: []string{"verify", "--store", store, "--key-file", "AGE-SECRET-KEY-" + hunted["the identity"]}, want: "and not the key itself"},
+		"the key as TIDEMARK_KEY_FILE": {args: []string{"verify", "--store", store}, env: []string{"TIDEMARK_KEY_FILE=" + file}, want: "and not the key itself"},
+		"a key file that is none":      {args: []string{"verify", "--store", store, "--key-file", s.write("bad.txt", "AGE-SECRET-KEY-1"+misplaced)}, want: "identity file 1 is not one"},
+		"settings: unknown":            {args: []string{"verify", "--config", s.write("c1.yaml", "passphrase: "+misplaced+"\n")}, want: "there is no setting"},
+		"settings: twice":              {args: []string{"verify", "--config", s.write("c2.yaml", "store: a\nstore: "+misplaced+"\n")}, want: "is there twice"},
+		"settings: the key":            {args: []string{"verify", "--store", store, "--config", s.write("c3.yaml", "key-file: AGE-SECRET-KEY-"+hunted["the identity"]+"\n")}, want: "and not the key itself"},
+		"settings: as a recipient":     {args: []string{"verify", "--store", store, "--config", s.write("c4.yaml", "recipients: AGE-SECRET-KEY-"+hunted["the identity"]+"\n")}, want: "a recipient is not one"},
+		"settings: no YAML":            {args: []string{"verify", "--config", s.write("c5.yaml", "store: \""+misplaced+"\n  x: [")}, want: "not valid YAML"},
+		"settings: in a list":          {args: []string{"verify", "--config", s.write("c6.yaml", "store: ["+misplaced+"]\n")}, want: "needs one value"},
+		"settings: a bucket's":         {args: []string{"verify", "--config", s.write("c7.yaml", "store: s3://a:"+misplaced+"@b/c\n")}, want: "it has a user or a password in it"},
+		"a passphrase as a flag":       {args: []string{"verify", "--passphrase", misplaced}, want: "there is no flag"},
+		"a flag with a value":          {args: []string{"verify", "--passphrase=" + misplaced}, want: "there is no flag"},
+		"a secret as a command":        {args: []string{misplaced}, want: "there is no such command"},
+		"a secret as an argument":      {args: []string{"verify", misplaced}, want: "takes flags only"},
+		"a secret as a time":           {args: with("run", "--every", misplaced), want: "the value of --every"},
+		"no collector":                 {args: with("sync", "--remote", local, "--store", s.quotingS3(403, "%s")), env: append([]string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://u:" + misplaced + "@127.0.0.1:1"}, s3Env...), want: "the collector of traces does not take them"},
+		"a collector's bad header":     {args: with("sync", "--remote", local, "--store", s.quotingS3(403, "%s")), env: append([]string{"OTEL_EXPORTER_OTLP_HEADERS=authorization=" + misplaced + "%zz,=" + misplaced}, s3Env...), want: "unauthorized"},
 	}
 	limit := make(chan struct{}, 4)
 	var wg sync.WaitGroup
 	for name, r := range failures {
-		r.fails = true
 		wg.Go(func() {
 			limit <- struct{}{}
 			defer func() { <-limit }()
