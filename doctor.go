@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
@@ -164,14 +165,14 @@ func (d *doctor) writable() {
 		d.warn("file", "open a database file", "the database is in memory: it ends with its program")
 		return
 	}
-	f, err := os.CreateTemp(filepath.Dir(d.exam.Path), ".tidemark-tmp-doctor-*")
+	f, err := persistence.Temporary(d.exam.Path)
 	if err != nil {
 		d.problem("file", "give this user the right to write the folder: SQLite's log, the cycle's lock and snapshots lie there",
 			"no file can be made beside the database: %v", err)
 		return
 	}
 	_ = f.Close()
-	if err := os.Remove(f.Name()); err != nil {
+	if err := os.Remove(f.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) { // a sync that begins takes it for a leftover
 		d.failed("file", err)
 		return
 	}

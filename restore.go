@@ -160,11 +160,11 @@ func Verify(ctx context.Context, store SnapshotStore, opts ...RestoreOption) (ou
 	if err != nil {
 		return out, err
 	}
-	dir, err := os.MkdirTemp("", "tidemark-verify-")
+	dir, remove, err := scratch()
 	if err != nil {
 		return out, fmt.Errorf("verify: make room: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() { err = errors.Join(err, remove()) }()
 	r, err := s.fetch(ctx, store, open, filepath.Join(dir, "download"), &out.Store)
 	if err == nil {
 		err = r.Verify(ctx, dir)

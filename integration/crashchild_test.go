@@ -213,5 +213,6 @@ func (h *halfway) Read(p []byte) (int, error) {
 
 // deviceDSN is how every program of these tests opens a database.
 func deviceDSN(path string) string {
-	return fmt.Sprintf("file:%s?_pragma=busy_timeout(10000)&_pragma=foreign_keys(1)", path)
+	escaped := strings.NewReplacer("%", "%25", "?", "%3F", "#", "%23").Replace(path)
+	return fmt.Sprintf("file:%s?_pragma=busy_timeout(10000)&_pragma=foreign_keys(1)", escaped)
 }

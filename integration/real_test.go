@@ -18,6 +18,9 @@ func TestMain(m *testing.M) {
 	if job := os.Getenv(crashVariable); job != "" {
 		os.Exit(crashChild(job))
 	}
+	if job := os.Getenv(leftoverVariable); job != "" {
+		os.Exit(leftoverChild(job))
+	}
 	os.Exit(servers.Main(m))
 }
 

@@ -155,7 +155,7 @@ func fits(c Column, v any) error {
 			return fmt.Errorf("column %q holds text and the document has a number", c.Name)
 		}
 		if n, ok := x.(int64); ok && c.Affinity == AffinityReal && !exact(n) {
-			return fmt.Errorf("column %q holds floating-point numbers, and none of them is %d", c.Name, n)
+			return fmt.Errorf("column %q holds floating-point numbers, and none of them is the document's integer", c.Name)
 		}
 	case float64:
 		if math.IsNaN(x) {
@@ -166,7 +166,7 @@ func fits(c Column, v any) error {
 		}
 	case string:
 		if c.Affinity != AffinityText && c.Affinity != AffinityBlob && looksNumeric(x) {
-			return fmt.Errorf("column %q holds numbers and the document has the text %.40q", c.Name, x)
+			return fmt.Errorf("column %q holds numbers and the document has a text that looks like one", c.Name)
 		}
 	}
 	return nil

@@ -237,6 +237,9 @@ func (r Restoration) inspect(ctx context.Context, tmp string, use bool) (id stri
 	}
 	db.SetMaxOpenConns(1)
 	defer func() { err = errors.Join(err, db.Close()) }()
+	if err := harmless(ctx, db); err != nil {
+		return "", fmt.Errorf("snapshot %s: %w", snap.Generation, err)
+	}
 	var verdict string
 	if err := db.QueryRowContext(ctx, `PRAGMA integrity_check(1)`).Scan(&verdict); err != nil || verdict != "ok" {
 		return "", fmt.Errorf("snapshot %s fails SQLite's integrity check (%s); restore an older one: %w", snap.Generation, verdict, errors.Join(ErrDamaged, explain(err)))
@@ -280,6 +283,56 @@ func (r Restoration) inspect(ctx context.Context, tmp string, use bool) (id stri
 		return "", explain(err)
 	}
 	return id, nil
+}
+
+// harmless refuses a database in which something of somebody else's would run when we
+// look into our own tables: views in their place, triggers on them, columns that are
+// computed. Neither may the rest of its schema call what is not safe.
+func harmless(ctx context.Context, db *sql.DB) error {
+	for _, q := range []string{`PRAGMA trusted_schema = OFF`, `PRAGMA cell_size_check = ON`} {
+		if err := drain(ctx, db, q); err != nil {
+			return explain(err)
+		}
+	}
+	// What SQLite has understood of the schema, and not what its table says of it.
+	var strange string
+	err := db.QueryRowContext(ctx, `SELECT coalesce(max(l.name || ' ' || coalesce(x.name, '')), '') FROM pragma_table_list AS l LEFT JOIN pragma_table_xinfo(l.name) AS x ON x.hidden <> 0
+		WHERE l.schema = 'main' AND l.name LIKE 'tidemark\_%' ESCAPE '\' AND (l.type <> 'table' OR x.name IS NOT NULL)`).Scan(&strange)
+	if err == nil {
+		err = eachRow(ctx, db, `SELECT sql FROM sqlite_master WHERE type = 'trigger'`, func(scan func(...any) error) error {
+			var sql string
+			err := scan(&sql)
+			if table := triggered(sql); strings.HasPrefix(fold(table), "tidemark_") {
+				strange = "a trigger on " + table
+			}
+			return err
+		})
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("look into its schema: %w", errors.Join(ErrDamaged, explain(err)))
+	case strange != "":
+		return fmt.Errorf("%q is none of tidemark's and would run something: %w", strange, ErrDamaged)
+	}
+	return nil
+}
+
+// triggered is the table of a trigger.
+func triggered(sql string) string {
+	toks := tokens(sql)
+	for i, t := range toks {
+		if !t.is("ON") {
+			continue
+		}
+		rest := toks[i+1:]
+		if len(rest) > 2 && rest[1].is(".") {
+			rest = rest[2:]
+		}
+		if len(rest) > 0 {
+			return strings.Trim(rest[0].text, "'") // SQLite takes a literal for a name, too
+		}
+	}
+	return ""
 }
 
 // retire empties the journal of a file that is about to be replaced, and fails when

@@ -30,7 +30,12 @@ const temporary = ".tidemark-tmp-"
 // tempBeside makes an empty folder for temporary files beside the database, on the
 // same disk and with nobody else's rights.
 func tempBeside(file string) (string, error) {
-	return os.MkdirTemp(filepath.Dir(file), filepath.Base(file)+temporary)
+	return os.MkdirTemp(filepath.Dir(file), filepath.Base(file)+temporary+"*") // the last * is the random one
+}
+
+// Temporary makes a file beside the database that RemoveTemporary knows.
+func Temporary(file string) (*os.File, error) {
+	return os.CreateTemp(filepath.Dir(file), filepath.Base(file)+temporary+"*")
 }
 
 // RemoveTemporary removes what a crashed program left beside the database. Call it

@@ -2,7 +2,9 @@ package stages
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -84,7 +86,12 @@ func (s *CheckDevices) Handle(ctx context.Context, in messages.SyncRequested) ([
 			}
 		}
 	}
-	if fenced(st, list.Devices) {
+	fenced, reads, err := s.fenced(ctx, st, list.Devices)
+	step.Counts.Billed.Reads += reads
+	if err != nil {
+		return nil, err
+	}
+	if fenced {
 		if err := s.tracker.Fenced(ctx); err != nil {
 			return nil, err
 		}
@@ -127,20 +134,51 @@ func (s *CheckDevices) Handle(ctx context.Context, in messages.SyncRequested) ([
 }
 
 // fenced reports whether tombstones were purged that this device has not seen. In
-// its first download it has seen none, and needs none: it reads what lives.
-func fenced(st messages.Standing, devices []messages.Device) bool {
+// its first download it has seen none, and needs none: it reads what lives. A fence
+// above its writer's own number is a lie or a damaged record, and would have this
+// device read everything in every cycle.
+func (s *CheckDevices) fenced(ctx context.Context, st messages.Standing, devices []messages.Device) (yes bool, reads int64, err error) {
 	if len(st.Whole) == len(st.Tables) {
-		return false
+		return false, 0, nil
 	}
+	behind := messages.Vector{}
 	for _, d := range devices {
 		for p, n := range d.Fence {
-			if p != st.InstallationID && n > st.Seen[p] {
-				return true
+			if p == st.InstallationID || n <= st.Seen[p] || behind[p] != 0 && n >= behind[p] {
+				continue
 			}
+			behind[p] = n // the lowest: one that holds is enough
 		}
 	}
-	return false
+	for _, p := range slices.Sorted(maps.Keys(behind)) {
+		n := behind[p]
+		i := slices.IndexFunc(devices, func(d messages.Device) bool { return d.ID == p })
+		if i >= 0 && devices[i].Seq >= n {
+			return true, reads, nil
+		}
+		if i >= 0 {
+			continue
+		}
+		if reads == maxFences {
+			return true, reads, nil // to read too much loses nothing
+		}
+		reads++
+		writer, err := s.remote.Device(ctx, p)
+		if errors.Is(err, messages.ErrRejected) { // no device can be called that
+			continue
+		}
+		if err != nil {
+			return false, reads, fmt.Errorf("ask how far a device has come that others speak of: %w", err)
+		}
+		if writer.Seq >= n {
+			return true, reads, nil
+		}
+	}
+	return false, reads, nil
 }
+
+// maxFences bounds what it costs to look into a record that names a thousand devices.
+const maxFences = 20
 
 // own compares our record with what we wrote last. Our token in it: a lost
 // acknowledgement, that commit succeeded. A stranger's: this file is a clone, was

@@ -3,6 +3,7 @@ package firestore
 import (
 	"context"
 	"fmt"
+	"strconv"
 
 	pb "cloud.google.com/go/firestore/apiv1/firestorepb"
 
@@ -35,7 +36,7 @@ func (r *Remote) Commit(ctx context.Context, c messages.Commit) (messages.Commit
 	defer cancel()
 	resp, err := r.client.Commit(call, req)
 	if err != nil {
-		return messages.Committed{}, r.commitError(ctx, op, err)
+		return messages.Committed{}, r.commitError(ctx, op, err, values(c.Writes))
 	}
 	results := resp.GetWriteResults()
 	if len(results) == 0 || results[0].GetUpdateTime() == nil {
@@ -43,4 +44,26 @@ func (r *Remote) Commit(ctx context.Context, c messages.Commit) (messages.Commit
 	}
 	done.UpdateTime = micros(results[0].GetUpdateTime())
 	return done, nil
+}
+
+// values are the texts that documents hold, as they are and as a quotation has them.
+func values(writes []messages.Write) (list []string) {
+	for i := range writes {
+		for _, v := range writes[i].Document.Fields {
+			text := ""
+			switch v := v.(type) {
+			case string:
+				text = v
+			case []byte:
+				text = string(v)
+			case int64, float64:
+				text = fmt.Sprint(v)
+			}
+			list = append(list, text)
+			if quoted := strconv.Quote(text); len(quoted) != len(text)+2 {
+				list = append(list, quoted[1:len(quoted)-1])
+			}
+		}
+	}
+	return list
 }

@@ -22,7 +22,9 @@ func openError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("firestore: open: %w", ctx.Err())
 	}
-	if text := strings.ToLower(err.Error()); errors.Is(err, fs.ErrNotExist) || strings.Contains(text, "credential") {
+	text := strings.ToLower(err.Error())
+	err = messages.Redact(err)
+	if errors.Is(err, fs.ErrNotExist) || strings.Contains(text, "credential") {
 		return fmt.Errorf("firestore: open: %w: %s: %w", messages.ErrUnauthorized, loginRemedy, err)
 	}
 	return fmt.Errorf("firestore: open: %w: %w", messages.ErrRejected, err)
@@ -50,6 +52,7 @@ func (r *Remote) readError(ctx, call context.Context, op string, at int64, err e
 		return fmt.Errorf("firestore: %s: no answer for %v: %w", op, r.timeout, messages.ErrUnavailable)
 	}
 	code, text := status.Code(err), strings.ToLower(status.Convert(err).Message())
+	err = messages.Redact(err)
 	if at != 0 && (code == codes.FailedPrecondition || code == codes.InvalidArgument) && tooOld(text) {
 		return fmt.Errorf("firestore: %s: %w: %w", op, messages.ErrReadTimeTooOld, err)
 	}
@@ -66,12 +69,13 @@ func tooOld(text string) bool {
 }
 
 // commitError classifies the failure of a commit: there, a condition that does not
-// hold is a conflict.
-func (r *Remote) commitError(ctx context.Context, op string, err error) error {
+// hold is a conflict. values are what the documents hold: an answer may quote them.
+func (r *Remote) commitError(ctx context.Context, op string, err error, values []string) error {
 	if err := callerError(ctx, op); err != nil {
 		return err
 	}
 	text := status.Convert(err).Message()
+	err = messages.Redact(err, values...)
 	switch status.Code(err) {
 	case codes.AlreadyExists:
 		return fmt.Errorf("firestore: %s: %w: %w", op, messages.ErrConflict, err)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/go-logr/logr"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
@@ -67,8 +68,12 @@ func Open(ctx context.Context, service, version string) (*Exporter, error) {
 }
 
 // OnError hears what OpenTelemetry could not do, such as spans that a collector did not
-// take, for the whole process. Without it OpenTelemetry prints that to standard error.
-func OnError(f func(error)) { otel.SetErrorHandler(otel.ErrorHandlerFunc(f)) }
+// take, for the whole process. Without it OpenTelemetry prints that to standard error,
+// and a header that it cannot read with its value.
+func OnError(f func(error)) {
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(f))
+	otel.SetLogger(logr.Discard())
+}
 
 // Flush sends what is left, until ctx ends.
 func (e *Exporter) Flush(ctx context.Context) error {

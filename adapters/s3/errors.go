@@ -52,10 +52,29 @@ func (s *Store) failed(ctx context.Context, op string, err error) error {
 	case errors.Is(class, messages.ErrUnauthorized) && remedy == "":
 		remedy = "allow this account s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket and s3:AbortMultipartUpload on bucket " + s.bucket
 	}
+	said := messages.Redact(err, sent(err)...)
 	if remedy != "" {
-		return fmt.Errorf("s3: %s: %w: %s: %w", op, class, remedy, err)
+		return fmt.Errorf("s3: %s: %w: %s: %w", op, class, remedy, said)
 	}
-	return messages.WithRetryAfter(fmt.Errorf("s3: %s: %w: %w", op, class, err), retryAfter(err))
+	return messages.WithRetryAfter(fmt.Errorf("s3: %s: %w: %w", op, class, said), retryAfter(err))
+}
+
+// sent are the credentials of the request that err answers: an answer may quote them.
+func sent(err error) (secrets []string) {
+	var resp *smithyhttp.ResponseError
+	if !errors.As(err, &resp) || resp.Response == nil || resp.Response.Response == nil || resp.Response.Request == nil {
+		return nil
+	}
+	request := resp.Response.Request
+	secrets = append(secrets, request.Header.Get("X-Amz-Security-Token"))
+	if _, signature, ok := strings.Cut(request.Header.Get("Authorization"), "Signature="); ok {
+		secrets = append(secrets, signature)
+	}
+	if request.URL != nil { // a presigned one
+		q := request.URL.Query()
+		secrets = append(secrets, q.Get("X-Amz-Security-Token"), q.Get("X-Amz-Signature"))
+	}
+	return secrets
 }
 
 // retryAfter is how long the server asks to be left alone, in seconds or until a time,

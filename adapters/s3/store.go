@@ -73,7 +73,7 @@ func Open(ctx context.Context, cfg Config, opts ...func(*config.LoadOptions) err
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("s3: open: %w", ctx.Err())
 		}
-		return nil, fmt.Errorf("s3: open: %w: %w", messages.ErrRejected, err)
+		return nil, fmt.Errorf("s3: open: %w: %w", messages.ErrRejected, messages.Redact(err))
 	}
 	if loaded.Region == "" {
 		if cfg.Endpoint == "" {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -38,6 +39,9 @@ func (s settings) key() (tidemark.Encryption, error) {
 }
 
 func readKey(file setting) (string, error) {
+	if strings.Contains(strings.ToUpper(file.text), "AGE-SECRET-KEY-") {
+		return "", misuse("%s takes the name of a file with the key, and not the key itself: write it into a file that only you can read. If it stood on the command line, others may have seen it: make a new one", file.from)
+	}
 	st, err := os.Stat(file.text)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
