@@ -31,17 +31,32 @@ func (d *doctor) server() {
 	took := time.Since(asked)
 	d.ok("server", "answers, in %v; what is there can be read", took.Round(time.Millisecond))
 	d.clock(time.UnixMicro(list.ReadTime).Sub(asked.Add(took / 2)).Round(time.Millisecond))
+	if c, ok := d.remote.(cautious); ok && c.Caution() != "" {
+		d.warn("credentials", "sign in as the user whose scope it is; an operator's account is for operators", "%s", c.Caution())
+	}
 	if d.exam.Attached {
-		d.writes()
+		d.writes(list)
 		d.strangers(list.ReadTime)
 	}
 	d.devices(list)
 }
 
-// writes asks for a write on a condition that cannot hold: who may write is told so.
-func (d *doctor) writes() {
+// cautious is a remote that knows whether it was opened unwisely: the sentence says how,
+// and what to do.
+type cautious interface{ Caution() string }
+
+// writes asks for a write on a condition that cannot hold: who may write is told so. It
+// is our own record as it is, to which rules that hold can say yes.
+func (d *doctor) writes(list messages.DeviceList) {
 	const never = 1 // a version of 1970
-	_, err := d.remote.Commit(d.ctx, messages.Commit{Device: messages.Device{ID: d.health.InstallationID, Token: "doctor"}, Expect: never})
+	record := messages.Device{ID: d.health.InstallationID}
+	for _, x := range list.Devices {
+		if x.ID == record.ID {
+			record = x
+		}
+	}
+	record.Token = "doctor"
+	_, err := d.remote.Commit(d.ctx, messages.Commit{Device: record, Expect: never})
 	switch {
 	case errors.Is(err, messages.ErrConflict):
 		d.ok("rights", "this account may write")

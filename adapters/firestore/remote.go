@@ -57,8 +57,9 @@ type Remote struct {
 	// database and parent are resource names; the collections are below parent.
 	database string
 	parent   string
-	user     *user // nil: an operator
 	scope    string
+	user     *user // nil: an operator
+	emulated bool
 }
 
 // Open connects lazily: it validates the configuration and finds the credentials,
@@ -122,6 +123,7 @@ func (r *Remote) connect(ctx context.Context, emulator string, opts []option.Cli
 		if r.user == nil {
 			dial = append(dial, grpc.WithPerRPCCredentials(owner{}))
 		}
+		r.emulated = true
 		conn, err := grpc.NewClient("passthrough:///"+strings.TrimPrefix(strings.TrimPrefix(emulator, "http://"), "https://"), dial...)
 		if err != nil {
 			return fmt.Errorf("firestore: emulator %q: %w: %w", emulator, messages.ErrRejected, err)
@@ -163,11 +165,11 @@ func (r *Remote) Scope() string { return r.parent }
 // remedy; "" when nothing is.
 func (r *Remote) Caution() string {
 	segments := strings.Split(r.scope, "/")
-	if r.user != nil || len(segments) < 2 || !strings.EqualFold(segments[len(segments)-2], "users") {
+	if r.user != nil || r.emulated || len(segments) < 2 || !strings.EqualFold(segments[len(segments)-2], "users") {
 		return ""
 	}
-	return "the scope " + r.scope + " is one user's, and it was opened with the credentials of an operator, who reaches everybody's data: " +
-		"on a user's device sign in as the user (firestore.Config.User; TIDEMARK_FIREBASE_TOKEN_FILE)"
+	return "the scope " + r.scope + " is one user's, and it was opened with an operator's credentials, which reach everybody's data: " +
+		"on a user's device sign in as the user (firestore.Config.User, or TIDEMARK_FIREBASE_TOKEN_FILE)"
 }
 
 // Close gives up the connection.
