@@ -21,7 +21,7 @@ const maxKeyFile = 1 << 20 // bytes
 func (s settings) key() (tidemark.Encryption, error) {
 	c := crypt.Config{Recipients: s.recipients, Passphrase: os.Getenv("TIDEMARK_PASSPHRASE")}
 	for _, f := range s.keyFiles {
-		text, err := readKey(f)
+		text, err := readPrivate(f, "key file", ": `pipeline keygen -o FILE` makes one")
 		if err != nil {
 			return nil, err
 		}
@@ -37,17 +37,19 @@ func (s settings) key() (tidemark.Encryption, error) {
 	return k, nil
 }
 
-func readKey(file setting) (string, error) {
+// readPrivate reads a secret from a file that nobody else may read; what names its kind,
+// and missing says what to do when it is not there.
+func readPrivate(file setting, what, missing string) (string, error) {
 	st, err := os.Stat(file.text)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return "", misuse("%s: there is no key file %s: `pipeline keygen -o FILE` makes one", file.from, plain(file.text))
+		return "", misuse("%s: there is no %s %s%s", file.from, what, plain(file.text), missing)
 	case err != nil:
 		return "", misuse("%s: %w", file.from, err)
 	case !st.Mode().IsRegular():
 		return "", misuse("%s: %s is not a file", file.from, plain(file.text))
 	case runtime.GOOS != "windows" && st.Mode().Perm()&0o077 != 0:
-		return "", misuse("%s: others may read the key file %s: chmod 600 it", file.from, plain(file.text))
+		return "", misuse("%s: others may read the %s %s: chmod 600 it", file.from, what, plain(file.text))
 	}
 	f, err := os.Open(file.text)
 	if err != nil {

@@ -99,6 +99,8 @@ func start(args []string) int {
 // hint is the remedy that the error itself does not name.
 func hint(err error) string {
 	switch {
+	case errors.Is(err, tidemark.ErrSignedOut):
+		return "Nothing is lost: edits wait in the database until the user signs in again."
 	case errors.Is(err, tidemark.ErrUnavailable):
 		return "The server did not answer as it should: check the network, the URL and the server.\nNothing is lost: the next sync goes on from here."
 	case failedDisk(err):
@@ -181,7 +183,7 @@ func (a *app) root() *cobra.Command {
 	cobra.EnableCommandSorting = false // they stand in the order of their use
 	root.AddCommand(
 		a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.verify(), a.snapshots(), a.keygen(), a.status(), a.trace(), a.doctor(), a.devices(),
-		a.conflicts(), a.failed(), a.topology(),
+		a.conflicts(), a.failed(), a.topology(), a.firestoreConfig(),
 		&cobra.Command{
 			Use: "version", Short: "say which version this is", Args: noArguments,
 			RunE: func(*cobra.Command, []string) error {
