@@ -41,6 +41,14 @@ const (
 // tokens, and keeps each until shortly before it expires. When the user was deleted or
 // disabled, or the refresh token was revoked, it returns messages.ErrSignedOut.
 func RefreshTokens(s Session) (TokenSource, error) {
+	r, err := newRefresher(s)
+	if err != nil {
+		return nil, err
+	}
+	return r.token, nil
+}
+
+func newRefresher(s Session) (*refresher, error) {
 	if s.APIKey == "" || s.RefreshToken == nil {
 		return nil, fmt.Errorf("firestore: a session needs the project's web API key and the user's refresh token: %w", messages.ErrRejected)
 	}
@@ -55,12 +63,11 @@ func RefreshTokens(s Session) (TokenSource, error) {
 		return nil, fmt.Errorf("firestore: the endpoint for tokens is not an http(s) URL: %w", messages.ErrRejected)
 	}
 	endpoint.RawQuery = url.Values{"key": {s.APIKey}}.Encode()
-	r := &refresher{
+	return &refresher{
 		session: s, url: endpoint.String(), now: time.Now, turn: make(chan struct{}, 1),
 		// A redirect would carry the refresh token elsewhere.
 		client: &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
-	}
-	return r.token, nil
+	}, nil
 }
 
 // refresher asks for one token at a time.
