@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -203,13 +204,7 @@ func TestARefusedScopeKeepsEverything(t *testing.T) {
 		t.Errorf("Run ended with %v", err)
 	}
 	allDirty(t, a, 3)
-	found := ""
-	for x := range tidemark.Doctor(t.Context(), a.db, tidemark.Checkup{Remote: bob}) {
-		if x.Level == tidemark.Problem {
-			found += x.Check + ": " + x.Text
-		}
-	}
-	if !strings.Contains(found, "server: ") {
+	if found := problems(a, bob); !slices.Contains(found, "server") {
 		t.Errorf("doctor finds %q", found)
 	}
 }
@@ -225,15 +220,19 @@ service cloud.firestore { match /databases/{d}/documents { match /{path=**} { al
 		t.Errorf("%v, want a refusal with the remedy", err)
 	}
 	allDirty(t, a, 30)
-	found := ""
-	for x := range tidemark.Doctor(t.Context(), a.db, tidemark.Checkup{Remote: f.remote()}) {
-		if x.Level == tidemark.Problem {
-			found += x.Check + " "
-		}
-	}
-	if found != "rights " {
+	if found := problems(a, f.remote()); !slices.Equal(found, []string{"rights"}) {
 		t.Errorf("doctor finds %q", found)
 	}
+}
+
+// problems are the checks of a doctor that found one.
+func problems(d *device, remote tidemark.Remote) (checks []string) {
+	for x := range tidemark.Doctor(d.t.Context(), d.db, tidemark.Checkup{Remote: remote}) {
+		if x.Level == tidemark.Problem {
+			checks = append(checks, x.Check)
+		}
+	}
+	return checks
 }
 
 func allDirty(t *testing.T, d *device, rows int64) {

@@ -30,7 +30,7 @@ type Session struct {
 }
 
 const (
-	googleTokens   = "https://securetoken.googleapis.com/v1/token"
+	googleTokens   = "https://securetoken.googleapis.com/v1/token" //nolint:gosec // an address
 	refreshTimeout = 30 * time.Second
 	// early is how long before its end a token is replaced: a request may be long under
 	// way, and clocks differ.

@@ -37,7 +37,7 @@ type Config struct {
 	// User signs every request in as a user of Firebase Auth, to whom the security
 	// rules apply (see Rules). Without it the credentials are an operator's, whom no
 	// rule stops: never give those to a device of a user's.
-	User TokenSource
+	User TokenSource `json:"-"`
 	// Timeout bounds one request, and in a read the silence between two documents;
 	// 0 is DefaultTimeout.
 	Timeout time.Duration

@@ -322,17 +322,20 @@ func TestWhatTheTokenServerAnswers(t *testing.T) {
 		want      error
 		signedOut bool
 	}{
-		"revoked":        {google(400, "TOKEN_EXPIRED", "INVALID_ARGUMENT"), messages.ErrUnauthorized, true},
-		"disabled":       {google(400, "USER_DISABLED : by an administrator", "INVALID_ARGUMENT"), messages.ErrUnauthorized, true},
-		"deleted":        {google(400, "USER_NOT_FOUND", "INVALID_ARGUMENT"), messages.ErrUnauthorized, true},
-		"no such token":  {google(400, "INVALID_REFRESH_TOKEN", "INVALID_ARGUMENT"), messages.ErrUnauthorized, true},
-		"wrong key":      {google(400, "API key not valid: canary-key", "INVALID_ARGUMENT"), messages.ErrUnauthorized, false},
-		"other project":  {google(403, "blocked for canary-refresh", "PERMISSION_DENIED"), messages.ErrUnauthorized, false},
-		"quota":          {google(429, "QUOTA", "RESOURCE_EXHAUSTED"), messages.ErrUnavailable, false},
-		"ill":            {google(503, "", "UNAVAILABLE"), messages.ErrUnavailable, false},
-		"a proxy":        {plain(403, "<html>canary-refresh</html>"), messages.ErrUnavailable, false},
-		"a portal":       {plain(200, "<html>please log in</html>"), messages.ErrUnavailable, false},
-		"a redirect":     {func(w http.ResponseWriter) { w.Header().Set("Location", "http://127.0.0.1:1/"); w.WriteHeader(307) }, messages.ErrUnavailable, false},
+		"revoked":       {google(400, "TOKEN_EXPIRED", "INVALID_ARGUMENT"), messages.ErrUnauthorized, true},
+		"disabled":      {google(400, "USER_DISABLED : by an administrator", "INVALID_ARGUMENT"), messages.ErrUnauthorized, true},
+		"deleted":       {google(400, "USER_NOT_FOUND", "INVALID_ARGUMENT"), messages.ErrUnauthorized, true},
+		"no such token": {google(400, "INVALID_REFRESH_TOKEN", "INVALID_ARGUMENT"), messages.ErrUnauthorized, true},
+		"wrong key":     {google(400, "API key not valid: canary-key", "INVALID_ARGUMENT"), messages.ErrUnauthorized, false},
+		"other project": {google(403, "blocked for canary-refresh", "PERMISSION_DENIED"), messages.ErrUnauthorized, false},
+		"quota":         {google(429, "QUOTA", "RESOURCE_EXHAUSTED"), messages.ErrUnavailable, false},
+		"ill":           {google(503, "", "UNAVAILABLE"), messages.ErrUnavailable, false},
+		"a proxy":       {plain(403, "<html>canary-refresh</html>"), messages.ErrUnavailable, false},
+		"a portal":      {plain(200, "<html>please log in</html>"), messages.ErrUnavailable, false},
+		"a redirect": {func(w http.ResponseWriter) {
+			w.Header().Set("Location", "http://127.0.0.1:1/")
+			w.WriteHeader(http.StatusTemporaryRedirect)
+		}, messages.ErrUnavailable, false},
 		"no token":       {plain(200, `{"expires_in":"3600"}`), messages.ErrUnavailable, false},
 		"no end":         {plain(200, `{"id_token":"x"}`), messages.ErrUnavailable, false},
 		"a negative end": {plain(200, `{"id_token":"x","expires_in":"-1"}`), messages.ErrUnavailable, false},

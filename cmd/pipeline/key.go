@@ -43,7 +43,7 @@ func readPrivate(file setting, what, missing string) (string, error) {
 	st, err := os.Stat(file.text)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return "", misuse("%s: there is no %s %s%s", file.from, what, plain(file.text), missing)
+		return "", misuse("%s: %w", file.from, noFile{what + " " + plain(file.text) + missing})
 	case err != nil:
 		return "", misuse("%s: %w", file.from, err)
 	case !st.Mode().IsRegular():
@@ -62,6 +62,12 @@ func readPrivate(file setting, what, missing string) (string, error) {
 	}
 	return string(raw), nil
 }
+
+// noFile is a file that is not there.
+type noFile struct{ what string }
+
+func (e noFile) Error() string { return "there is no " + e.what }
+func (e noFile) Unwrap() error { return fs.ErrNotExist }
 
 func (a *app) keygen() *cobra.Command {
 	var file string

@@ -149,7 +149,9 @@ s3://BUCKET/PREFIX[?region=…&endpoint=…] or file:///DIR. What no flag says i
 read from TIDEMARK_DB, TIDEMARK_REMOTE and TIDEMARK_STORE, then from the file
 tidemark.yaml (db, remote, store, every, exclude, policies, key-file,
 recipients, budget, prices). Credentials come from where gcloud and aws keep
-them; the key also from TIDEMARK_KEY_FILE or TIDEMARK_PASSPHRASE.
+them; the key also from TIDEMARK_KEY_FILE or TIDEMARK_PASSPHRASE. On a user's
+device the file TIDEMARK_FIREBASE_TOKEN_FILE holds the user's refresh token, and
+TIDEMARK_FIREBASE_API_KEY is the project's web API key.
 `
 
 func (a *app) root() *cobra.Command {

@@ -31,10 +31,10 @@ func signedIn() (firestore.TokenSource, error) {
 		return nil, misuse("%s is set and %s is not: it is the web API key, in the project's settings at Firebase", tokenFileVariable, apiKeyVariable)
 	}
 	return firestore.RefreshTokens(firestore.Session{APIKey: key, RefreshToken: func(context.Context) (string, error) {
-		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		text, err := readPrivate(setting{file, tokenFileVariable}, "token file", "")
+		if errors.Is(err, fs.ErrNotExist) {
 			return "", fmt.Errorf("%w: there is no file %s (%s): sign in again", tidemark.ErrSignedOut, plain(file), tokenFileVariable)
 		}
-		text, err := readPrivate(setting{file, tokenFileVariable}, "token file", "")
 		if err != nil {
 			return "", fmt.Errorf("%w: %w", tidemark.ErrUnauthorized, err)
 		}
