@@ -46,12 +46,12 @@ func (d *doctor) server() {
 type cautious interface{ Caution() string }
 
 // writes asks for a write on a condition that cannot hold: who may write is told so. It
-// is our own record as it is, to which rules that hold can say yes.
+// is our own record as it is, or another's, to which rules that hold can say yes.
 func (d *doctor) writes(list messages.DeviceList) {
 	const never = 1 // a version of 1970
 	record := messages.Device{ID: d.health.InstallationID}
-	for _, x := range list.Devices {
-		if x.ID == record.ID {
+	for i, x := range list.Devices {
+		if i == 0 || x.ID == d.health.InstallationID {
 			record = x
 		}
 	}
@@ -60,6 +60,8 @@ func (d *doctor) writes(list messages.DeviceList) {
 	switch {
 	case errors.Is(err, messages.ErrConflict):
 		d.ok("rights", "this account may write")
+	case errors.Is(err, ErrUnauthorized) && len(list.Devices) == 0:
+		d.warn("rights", "run `pipeline sync`, which says what is missing", "whether this account may write shows at the first sync: there is nothing here yet that rules could allow to change")
 	case err == nil:
 		d.problem("rights", "use a server that honours preconditions", "the server took a write whose precondition does not hold")
 	default:

@@ -239,7 +239,7 @@ func (s *Upload) refused(ctx context.Context, c messages.Commit, writes []messag
 		}
 		settled, n, err := ownRecord(ctx, s.remote, s.outbox, c)
 		counts.Add(n)
-		if errors.Is(err, messages.ErrUnauthorized) {
+		if errors.Is(err, messages.ErrUnauthorized) && perhapsMoved(err) {
 			return nil, false, failed
 		}
 		if err != nil || settled {
@@ -252,8 +252,11 @@ func (s *Upload) refused(ctx context.Context, c messages.Commit, writes []messag
 			return nil, false, err
 		}
 		done, err := s.remote.Commit(ctx, alone)
-		if err != nil {
+		if errors.Is(err, messages.ErrUnauthorized) && perhapsMoved(err) {
 			return nil, false, failed
+		}
+		if err != nil {
+			return nil, false, fmt.Errorf("write our own record: %w", err)
 		}
 		counts.Billed.Writes += done.Writes
 		if _, err := s.outbox.Acknowledge(ctx, alone.Device.Token, done.UpdateTime); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -24,8 +25,8 @@ type Session struct {
 	// asked whenever an ID token is needed, so that an application can change it; ""
 	// means that nobody is signed in.
 	RefreshToken func(ctx context.Context) (string, error)
-	// Endpoint exchanges refresh tokens; "" is Google's, or that of the Firebase Auth
-	// emulator when FIREBASE_AUTH_EMULATOR_HOST is set.
+	// Endpoint exchanges refresh tokens: https, or http on this machine. "" is Google's,
+	// or that of the Firebase Auth emulator when FIREBASE_AUTH_EMULATOR_HOST is set.
 	Endpoint string
 }
 
@@ -52,15 +53,16 @@ func newRefresher(s Session) (*refresher, error) {
 	if s.APIKey == "" || s.RefreshToken == nil {
 		return nil, fmt.Errorf("firestore: a session needs the project's web API key and the user's refresh token: %w", messages.ErrRejected)
 	}
+	plainly := false
 	if s.Endpoint == "" {
 		s.Endpoint = googleTokens
 		if host := os.Getenv("FIREBASE_AUTH_EMULATOR_HOST"); host != "" {
-			s.Endpoint = "http://" + host + "/securetoken.googleapis.com/v1/token"
+			s.Endpoint, plainly = "http://"+host+"/securetoken.googleapis.com/v1/token", true
 		}
 	}
 	endpoint, err := url.Parse(s.Endpoint)
-	if err != nil || endpoint.Host == "" || endpoint.Scheme != "https" && endpoint.Scheme != "http" {
-		return nil, fmt.Errorf("firestore: the endpoint for tokens is not an http(s) URL: %w", messages.ErrRejected)
+	if err != nil || endpoint.Host == "" || endpoint.Scheme != "https" && !(endpoint.Scheme == "http" && (plainly || loopback(endpoint.Hostname()))) {
+		return nil, fmt.Errorf("firestore: the endpoint for tokens is not an https URL: %w", messages.ErrRejected)
 	}
 	endpoint.RawQuery = url.Values{"key": {s.APIKey}}.Encode()
 	return &refresher{
@@ -68,6 +70,11 @@ func newRefresher(s Session) (*refresher, error) {
 		// A redirect would carry the refresh token elsewhere.
 		client: &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 	}, nil
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // refresher asks for one token at a time.

@@ -362,7 +362,7 @@ func TestWhatTheTokenServerAnswers(t *testing.T) {
 
 func TestASessionThatCannotBe(t *testing.T) {
 	some := func(context.Context) (string, error) { return "r", nil }
-	for _, s := range []Session{{}, {APIKey: "k"}, {RefreshToken: some}, {APIKey: "k", RefreshToken: some, Endpoint: "ftp://x/"}, {APIKey: "k", RefreshToken: some, Endpoint: "\x00"}} {
+	for _, s := range []Session{{}, {APIKey: "k"}, {RefreshToken: some}, {APIKey: "k", RefreshToken: some, Endpoint: "ftp://x/"}, {APIKey: "k", RefreshToken: some, Endpoint: "http://tokens.example/"}, {APIKey: "k", RefreshToken: some, Endpoint: "\x00"}} {
 		_, err := RefreshTokens(s)
 		one(t, s.Endpoint, err, messages.ErrRejected)
 	}
