@@ -24,7 +24,11 @@ server's time; what leaves the server has been deleted before.
 
 Put the file where your firebase.json says ("firestore": {"rules":
 "firestore.rules"}) and deploy it with firebase deploy --only firestore:rules.
-It asks no server and costs nothing.`,
+It asks no server and costs nothing.
+
+A user's device signs in with TIDEMARK_FIREBASE_TOKEN_FILE, the name of a file of
+mode 0600 with the user's refresh token, and TIDEMARK_FIREBASE_API_KEY, the
+project's web API key. Without the file the user is signed out.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.settings(cmd)

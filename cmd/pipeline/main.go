@@ -148,10 +148,8 @@ the scope below which the collections live, or file:///DIR. A store is
 s3://BUCKET/PREFIX[?region=…&endpoint=…] or file:///DIR. What no flag says is
 read from TIDEMARK_DB, TIDEMARK_REMOTE and TIDEMARK_STORE, then from the file
 tidemark.yaml (db, remote, store, every, exclude, policies, key-file,
-recipients, budget, prices). Credentials come from where gcloud and aws keep
-them; the key also from TIDEMARK_KEY_FILE or TIDEMARK_PASSPHRASE. On a user's
-device the file TIDEMARK_FIREBASE_TOKEN_FILE holds the user's refresh token, and
-TIDEMARK_FIREBASE_API_KEY is the project's web API key.
+recipients, budget, prices). Credentials are gcloud's and aws's, or a user's
+(TIDEMARK_FIREBASE_TOKEN_FILE); key: TIDEMARK_KEY_FILE or TIDEMARK_PASSPHRASE.
 `
 
 func (a *app) root() *cobra.Command {
