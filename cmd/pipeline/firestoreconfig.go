@@ -13,9 +13,10 @@ func (a *app) firestoreConfig() *cobra.Command {
 	return a.takes(&cobra.Command{
 		Use:   "firestore-config [--remote 'firestore://PROJECT/users/{uid}']",
 		Short: "print the security rules for signed-in users",
-		Long: `firestore-config prints firestore.rules: what a signed-in user may do. {uid} in the
-remote's scope stands for the user's id; without it, it is taken for the last
-name, so that firestore://my-project/users/alice gives the rules for users/{uid}.
+		Long: `firestore-config prints firestore.rules: what a signed-in user may do. {uid} in
+the remote's scope stands for the user's id; where it is missing it takes the
+place of the last name: firestore://my-project/users/alice gives the rules for
+users/{uid}.
 
 A user reaches the own scope alone. There, only what a device does is allowed: a
 device's record moves one number at a time and is never deleted; a document
@@ -26,8 +27,8 @@ Put the file where your firebase.json says ("firestore": {"rules":
 "firestore.rules"}) and deploy it with firebase deploy --only firestore:rules.
 It asks no server and costs nothing.
 
-A user's device signs in with TIDEMARK_FIREBASE_TOKEN_FILE, the name of a file of
-mode 0600 with the user's refresh token, and TIDEMARK_FIREBASE_API_KEY, the
+A user's device signs in with TIDEMARK_FIREBASE_TOKEN_FILE, the name of a file
+of mode 0600 with the user's refresh token, and TIDEMARK_FIREBASE_API_KEY, the
 project's web API key. Without the file the user is signed out.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {

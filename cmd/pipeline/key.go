@@ -43,7 +43,7 @@ func readPrivate(file setting, what, missing string) (string, error) {
 	st, err := os.Stat(file.text)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return "", misuse("%s: %w", file.from, noFile{what + " " + plain(file.text) + missing})
+		return "", misuse("%s: %w", file.from, noFileError{what + " " + plain(file.text) + missing})
 	case err != nil:
 		return "", misuse("%s: %w", file.from, err)
 	case !st.Mode().IsRegular():
@@ -63,11 +63,11 @@ func readPrivate(file setting, what, missing string) (string, error) {
 	return string(raw), nil
 }
 
-// noFile is a file that is not there.
-type noFile struct{ what string }
+// noFileError is a file that is not there.
+type noFileError struct{ what string }
 
-func (e noFile) Error() string { return "there is no " + e.what }
-func (e noFile) Unwrap() error { return fs.ErrNotExist }
+func (e noFileError) Error() string { return "there is no " + e.what }
+func (e noFileError) Unwrap() error { return fs.ErrNotExist }
 
 func (a *app) keygen() *cobra.Command {
 	var file string
