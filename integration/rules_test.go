@@ -223,6 +223,9 @@ func TestARefusedScopeKeepsEverything(t *testing.T) {
 // A scope that can be read and not written keeps everything, too.
 func TestARefusedUploadKeepsEverything(t *testing.T) {
 	f := newRuledFleet(t, oneTable)
+	b := f.device("b")
+	b.notes(1)
+	b.sync()
 	servers.Rules(t, f.cfg.Emulator, f.cfg.Project, `rules_version = '2';
 service cloud.firestore { match /databases/{d}/documents { match /{path=**} { allow read: if request.auth != null; } } }`)
 	a := f.device("a")
