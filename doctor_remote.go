@@ -31,20 +31,37 @@ func (d *doctor) server() {
 	took := time.Since(asked)
 	d.ok("server", "answers, in %v; what is there can be read", took.Round(time.Millisecond))
 	d.clock(time.UnixMicro(list.ReadTime).Sub(asked.Add(took / 2)).Round(time.Millisecond))
+	if c, ok := d.remote.(cautious); ok && c.Caution() != "" {
+		d.warn("credentials", "sign in as the user whose scope it is; an operator's account is for operators", "%s", c.Caution())
+	}
 	if d.exam.Attached {
-		d.writes()
+		d.writes(list)
 		d.strangers(list.ReadTime)
 	}
 	d.devices(list)
 }
 
-// writes asks for a write on a condition that cannot hold: who may write is told so.
-func (d *doctor) writes() {
+// cautious is a remote that knows whether it was opened unwisely: the sentence says how,
+// and what to do.
+type cautious interface{ Caution() string }
+
+// writes asks for a write on a condition that cannot hold: who may write is told so. It
+// is our own record as it is, or another's, to which rules that hold can say yes.
+func (d *doctor) writes(list messages.DeviceList) {
 	const never = 1 // a version of 1970
-	_, err := d.remote.Commit(d.ctx, messages.Commit{Device: messages.Device{ID: d.health.InstallationID, Token: "doctor"}, Expect: never})
+	record := messages.Device{ID: d.health.InstallationID}
+	for i, x := range list.Devices {
+		if i == 0 || x.ID == d.health.InstallationID {
+			record = x
+		}
+	}
+	record.Token = "doctor"
+	_, err := d.remote.Commit(d.ctx, messages.Commit{Device: record, Expect: never})
 	switch {
 	case errors.Is(err, messages.ErrConflict):
 		d.ok("rights", "this account may write")
+	case errors.Is(err, ErrUnauthorized) && len(list.Devices) == 0:
+		d.warn("rights", "run `pipeline sync`, which says what is missing", "whether this account may write shows at the first sync: there is nothing here yet that rules could allow to change")
 	case err == nil:
 		d.problem("rights", "use a server that honours preconditions", "the server took a write whose precondition does not hold")
 	default:

@@ -14,6 +14,9 @@ var (
 	ErrUnavailable = messages.ErrUnavailable
 	// ErrUnauthorized: no credentials, or they do not reach this scope.
 	ErrUnauthorized = messages.ErrUnauthorized
+	// ErrSignedOut: the user's token source says that nobody is signed in; it is an
+	// ErrUnauthorized too. Edits wait in the database; see Wipe.
+	ErrSignedOut = messages.ErrSignedOut
 	// ErrNotFound: the project, the bucket or the snapshot does not exist.
 	ErrNotFound = messages.ErrNotFound
 	// ErrRejected: something can never be accepted as it is.

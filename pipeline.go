@@ -73,12 +73,15 @@ func New(ctx context.Context, db *bun.DB, remote Remote, store SnapshotStore, op
 	if store != nil && p.set.encrypt == nil {
 		p.set.log.Warn("snapshots are not encrypted: who can read the store can read the rows (WithEncryption)")
 	}
+	if c, ok := remote.(cautious); ok && c.Caution() != "" {
+		p.set.log.Warn(c.Caution())
+	}
 	path, err := p.local.Path(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if path != "" {
-		p.lock = flock.New(path + ".tidemark-lock")
+		p.lock = flock.New(lockName(path))
 	}
 	return p, nil
 }

@@ -115,7 +115,7 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 	if err := persistence.CheckDestination(ctx, path, open); err != nil && !(s.keep && errors.Is(err, ErrUnsynced)) {
 		return out, fmt.Errorf("restore: %w", err)
 	}
-	lock := flock.New(path + ".tidemark-lock")
+	lock := flock.New(lockName(path))
 	if ok, err := lock.TryLock(); err != nil {
 		return out, fmt.Errorf("restore: %s cannot be written: %w", path, errors.Join(ErrReadOnly, err))
 	} else if !ok {
@@ -125,12 +125,12 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 	if err := persistence.RemoveTemporary(path); err != nil {
 		return out, fmt.Errorf("restore: %w", err)
 	}
-	download := path + ".tidemark-download"
+	download := persistence.DownloadFolder(path)
 	r, err := s.fetch(ctx, store, open, download, &out.Store)
 	if err == nil {
 		var kept bool
 		if s.keep {
-			r.Keep = path + ".unsynced-" + time.Now().UTC().Format("20060102T150405.000Z")
+			r.Keep = persistence.KeptName(path, time.Now().UTC().Format("20060102T150405.000Z"))
 		}
 		if out.DeviceID, kept, err = r.Install(ctx, path); kept {
 			out.Kept = r.Keep

@@ -2,6 +2,7 @@ package messages
 
 import (
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -23,6 +24,10 @@ var (
 	// (an hour on Firestore). Check devices again and go on at a new one.
 	ErrReadTimeTooOld = errors.New("read time too old")
 )
+
+// ErrSignedOut is ErrUnauthorized because nobody is signed in any more: a token source
+// says so. Nothing is sent, and nothing that waits here is lost.
+var ErrSignedOut = fmt.Errorf("signed out: %w", ErrUnauthorized)
 
 // What can be wrong with a snapshot itself.
 var (

@@ -218,7 +218,7 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 			return fmt.Errorf("look into %s: %w", path, explain(err))
 		}
 		if some {
-			return fmt.Errorf("table %q of %s is excluded from sync and has rows, which a restore would lose: move the file away first: %w", t.Name, path, ErrUnsynced)
+			return fmt.Errorf("table %q of %s is excluded from sync and has rows, which would be lost: move the file away first: %w", t.Name, path, ErrUnsynced)
 		}
 	}
 	if dirty += n; dirty > 0 {
@@ -348,7 +348,10 @@ func retire(ctx context.Context, path string, open Opener) (err error) {
 	db.SetMaxOpenConns(1)
 	var mode string
 	err = db.QueryRowContext(ctx, `PRAGMA journal_mode = DELETE`).Scan(&mode) // needs the file for itself, and removes the journal
-	err = errors.Join(err, db.Close())
+	err = errors.Join(explain(err), db.Close())
+	if errors.Is(err, ErrNotDatabase) {
+		return err
+	}
 	if err != nil || !strings.EqualFold(mode, "delete") {
 		return fmt.Errorf("%s is in use: close the programs that have it open and try again: %w", path, errors.Join(ErrLocked, err))
 	}

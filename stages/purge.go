@@ -165,9 +165,10 @@ func (s *Purge) remove(ctx context.Context, fence messages.Vector, writes []mess
 			_, err = s.local.Acknowledge(ctx, c.Device.Token, done.UpdateTime)
 			return err
 		}
-		if !errors.Is(err, messages.ErrConflict) {
+		if !perhapsMoved(err) {
 			return err
 		}
+		refusal := err
 		settled, n, err := ownRecord(ctx, s.remote, s.local, c)
 		counts.Add(n)
 		if err != nil {
@@ -180,8 +181,11 @@ func (s *Purge) remove(ctx context.Context, fence messages.Vector, writes []mess
 		if err != nil {
 			return err
 		}
+		if len(rest) == len(writes) && errors.Is(refusal, messages.ErrConflict) {
+			return errHolds
+		}
 		if len(rest) == len(writes) {
-			return fmt.Errorf("the server refused a precondition that holds: %w", messages.ErrUnavailable)
+			return refusal
 		}
 		writes = rest
 	}

@@ -58,19 +58,22 @@ func (s *Register) register(ctx context.Context, counts *messages.Counts) (again
 		return false, err
 	}
 	done, err := s.remote.Commit(ctx, c)
-	if errors.Is(err, messages.ErrConflict) {
+	if err != nil {
+		refusal := fmt.Errorf("register this device: %w", err)
+		if !perhapsMoved(err) {
+			return false, refusal
+		}
 		settled, n, err := ownRecord(ctx, s.remote, s.registrar, c)
 		counts.Add(n)
-		if errors.Is(err, errAnotherIdentity) {
+		switch {
+		case errors.Is(err, errAnotherIdentity):
 			return true, nil
-		}
-		if err == nil && !settled {
-			err = fmt.Errorf("the server refused a precondition that holds: %w", messages.ErrUnavailable)
+		case err == nil && !settled && errors.Is(refusal, messages.ErrConflict):
+			return false, errHolds
+		case err == nil && !settled:
+			return false, refusal
 		}
 		return false, err
-	}
-	if err != nil {
-		return false, fmt.Errorf("register this device: %w", err)
 	}
 	counts.Billed.Writes += done.Writes
 	_, err = s.registrar.Acknowledge(ctx, c.Device.Token, done.UpdateTime)

@@ -54,6 +54,16 @@ func NewUpload(remote CommitReader, outbox Outbox) *Upload {
 // errAnotherIdentity: somebody else writes under our id; check devices again.
 var errAnotherIdentity = errors.New("this file has a new installation id")
 
+// errHolds: it was not a precondition, or it holds again.
+var errHolds = fmt.Errorf("the server refused a precondition that holds: %w", messages.ErrUnavailable)
+
+// perhapsMoved reports whether a commit may have failed because what it stands on has
+// moved. A server that looks at its rules first calls that unauthorized: a number that
+// does not follow on the record's is against them.
+func perhapsMoved(err error) bool {
+	return errors.Is(err, messages.ErrConflict) || errors.Is(err, messages.ErrUnauthorized) && !errors.Is(err, messages.ErrSignedOut)
+}
+
 // Handle uploads until nothing is left that can go up now.
 func (s *Upload) Handle(ctx context.Context, in messages.DownloadSettled) ([]messages.DirtyUploaded, error) {
 	step := messages.Step{Cycle: in.Cycle, Round: in.Round, Stage: messages.StageUpload, Started: time.Now()}
@@ -131,10 +141,14 @@ func (s *Upload) upload(ctx context.Context, counts *messages.Counts) (again boo
 				parts = slices.Insert(parts, 0, rest)
 			}
 		case errors.Is(err, messages.ErrRejected), errors.Is(err, messages.ErrUnauthorized):
-			split, err := s.refused(ctx, writes, err, &cur, counts)
+			split, moved, err := s.refused(ctx, c, writes, err, &cur, counts)
+			if errors.Is(err, errAnotherIdentity) {
+				return true, nil
+			}
 			if err != nil {
 				return again, err
 			}
+			again = again || moved
 			parts = slices.Insert(parts, 0, split...)
 		default:
 			return again, fmt.Errorf("upload %d documents: %w", len(writes), err)
@@ -173,7 +187,7 @@ func (s *Upload) moved(ctx context.Context, c messages.Commit, counts *messages.
 	}
 	counts.Add(out.Counts)
 	if len(out.Leave) == 0 {
-		return nil, false, fmt.Errorf("the server refused a precondition that holds: %w", messages.ErrUnavailable)
+		return nil, false, errHolds
 	}
 	return out.Leave, out.Stuck, nil
 }
@@ -207,31 +221,56 @@ func ownRecord(ctx context.Context, remote DeviceReader, outbox Outbox, c messag
 	return true, counts, err
 }
 
-// refused halves a commit that the server refuses as a whole, until the row that it
-// does not take stands alone and is set aside. Servers do not reliably name it.
-func (s *Upload) refused(ctx context.Context, writes []messages.Write, refusal error, cur *messages.Cursor, counts *messages.Counts) ([][]messages.Write, error) {
+// ruled is into how many documents a commit is cut that rules refuse. Rules may look
+// the record up for every document, and servers bound how often they do so for one
+// commit: Firestore 20 times, not counting what it has cached.
+const ruled = 20
+
+// refused cuts a commit that the server refuses as a whole, until the row that it
+// does not take stands alone and is set aside. Servers do not reliably name it. moved
+// tells that it was not refused: something newer is there.
+func (s *Upload) refused(ctx context.Context, c messages.Commit, writes []messages.Write, refusal error, cur *messages.Cursor, counts *messages.Counts) (parts [][]messages.Write, moved bool, err error) {
+	part := max(len(writes)/2, 1)
 	if errors.Is(refusal, messages.ErrUnauthorized) {
-		// Rules may refuse one document, or somebody may have signed out: is our own
-		// record still ours to write?
-		c, err := s.outbox.Prepare(ctx, nil)
-		if err != nil {
-			return nil, err
+		part = min(part, ruled)
+		failed := fmt.Errorf("upload %d documents: %w", len(writes), refusal)
+		if !perhapsMoved(refusal) {
+			return nil, false, failed
 		}
-		done, err := s.remote.Commit(ctx, c)
+		settled, n, err := ownRecord(ctx, s.remote, s.outbox, c)
+		counts.Add(n)
+		if errors.Is(err, messages.ErrUnauthorized) && perhapsMoved(err) {
+			return nil, false, failed
+		}
+		if err != nil || settled {
+			return nil, true, err
+		}
+		// Rules may refuse one document, or the whole scope: is our own record still ours
+		// to write?
+		alone, err := s.outbox.Prepare(ctx, nil)
 		if err != nil {
-			return nil, fmt.Errorf("upload %d documents: %w", len(writes), refusal)
+			return nil, false, err
+		}
+		done, err := s.remote.Commit(ctx, alone)
+		if errors.Is(err, messages.ErrUnauthorized) && perhapsMoved(err) {
+			return nil, false, failed
+		}
+		if err != nil {
+			return nil, false, fmt.Errorf("write our own record: %w", err)
 		}
 		counts.Billed.Writes += done.Writes
-		if _, err := s.outbox.Acknowledge(ctx, c.Device.Token, done.UpdateTime); err != nil {
-			return nil, err
+		if _, err := s.outbox.Acknowledge(ctx, alone.Device.Token, done.UpdateTime); err != nil {
+			return nil, false, err
 		}
 	}
 	if len(writes) == 1 {
 		w := writes[0]
 		cur.Hold(w.Document.Table, w.Document.ID)
 		counts.Table(w.Document.Table, messages.TableCounts{Dead: 1})
-		return nil, s.outbox.SetAside(ctx, w, messages.Class(refusal), refusal.Error())
+		return nil, false, s.outbox.SetAside(ctx, w, messages.Class(refusal), refusal.Error())
 	}
-	half := len(writes) / 2
-	return [][]messages.Write{slices.Clone(writes[:half]), slices.Clone(writes[half:])}, nil
+	for p := range slices.Chunk(writes, part) {
+		parts = append(parts, slices.Clone(p))
+	}
+	return parts, false, nil
 }

@@ -34,7 +34,11 @@ func (r *Remote) Commit(ctx context.Context, c messages.Commit) (messages.Commit
 	}
 	call, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	resp, err := r.client.Commit(call, req)
+	var resp *pb.CommitResponse
+	err = r.signed(call, func(ctx context.Context) (err error) {
+		resp, err = r.client.Commit(ctx, req)
+		return err
+	})
 	if err != nil {
 		return messages.Committed{}, r.commitError(ctx, op, err, values(c.Writes))
 	}

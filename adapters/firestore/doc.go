@@ -24,7 +24,11 @@
 // Every query is answered by Firestore's automatic single-field indexes (on
 // stamp, uploadedOn and the document id): nobody has to deploy one.
 //
-// # Who else may write
+// # Who may write
+//
+// A user of Firebase Auth (Config.User), in a scope of their own, and there only what
+// a device writes: Rules has the security rules that see to it. An operator (a service
+// account, the application default credentials) may write anything; no rule stops them.
 //
 // A document without our fields is taken as it is: createdOn and updatedOn are
 // then its own create_time and update_time, and its stamp is zero. A field of a

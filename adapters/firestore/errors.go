@@ -51,6 +51,9 @@ func (r *Remote) readError(ctx, call context.Context, op string, at int64, err e
 	if errors.Is(context.Cause(call), context.DeadlineExceeded) {
 		return fmt.Errorf("firestore: %s: no answer for %v: %w", op, r.timeout, messages.ErrUnavailable)
 	}
+	if errors.As(err, new(tokenError)) {
+		return fmt.Errorf("firestore: %s: %w", op, err)
+	}
 	code, text := status.Code(err), strings.ToLower(status.Convert(err).Message())
 	err = messages.Redact(err)
 	if at != 0 && (code == codes.FailedPrecondition || code == codes.InvalidArgument) && tooOld(text) {
@@ -73,6 +76,9 @@ func tooOld(text string) bool {
 func (r *Remote) commitError(ctx context.Context, op string, err error, values []string) error {
 	if err := callerError(ctx, op); err != nil {
 		return err
+	}
+	if errors.As(err, new(tokenError)) {
+		return fmt.Errorf("firestore: %s: %w", op, err)
 	}
 	text := status.Convert(err).Message()
 	err = messages.Redact(err, values...)
@@ -99,6 +105,10 @@ func (r *Remote) classified(op string, err error) error {
 	switch {
 	case errors.Is(class, messages.ErrNotFound):
 		remedy = "create the database (`gcloud firestore databases create`) or correct the project id; looked for " + r.database
+	case errors.Is(class, messages.ErrUnauthorized) && r.user != nil && status.Code(err) == codes.Unauthenticated:
+		remedy = "sign in again: the server refuses this user's token, also a fresh one"
+	case errors.Is(class, messages.ErrUnauthorized) && r.user != nil:
+		remedy = "the security rules refuse it to this user: look whether the scope " + r.scope + " is theirs, and deploy the rules that `pipeline firestore-config` prints"
 	case errors.Is(class, messages.ErrUnauthorized) && remedy == "":
 		remedy = "give this account the role roles/datastore.user in project " + r.project
 	}

@@ -119,14 +119,16 @@ func (r *Remote) query(ctx context.Context, op string, q *pb.StructuredQuery, at
 	}
 	call, patience, done := newPatience(ctx, r.timeout)
 	defer done()
-	stream, err := r.client.RunQuery(call, req)
-	if err != nil {
-		return 0, 0, r.readError(ctx, call, op, at, err)
-	}
+	next := answers(call, r, func(ctx context.Context) (interface {
+		Recv() (*pb.RunQueryResponse, error)
+	}, error,
+	) {
+		return r.client.RunQuery(ctx, req)
+	})
 	answered := false
 	for {
 		patience.wait()
-		resp, err := stream.Recv()
+		resp, err := next()
 		patience.rest()
 		if errors.Is(err, io.EOF) {
 			return max(reads, 1), readTime, nil
@@ -134,6 +136,9 @@ func (r *Remote) query(ctx context.Context, op string, q *pb.StructuredQuery, at
 		if err != nil {
 			if answered {
 				reads = max(reads, 1)
+			}
+			if answered && r.user.expired(err) {
+				return reads, 0, fmt.Errorf("firestore: %s: the user's token expired meanwhile: %w", op, messages.ErrUnavailable)
 			}
 			return reads, 0, r.readError(ctx, call, op, at, err)
 		}
@@ -191,14 +196,16 @@ func (r *Remote) lookup(ctx context.Context, op string, names []string, at *time
 	}
 	call, patience, done := newPatience(ctx, r.timeout)
 	defer done()
-	stream, err := r.client.BatchGetDocuments(call, req)
-	if err != nil {
-		return at, r.readError(ctx, call, op, micros(at), err)
-	}
+	next := answers(call, r, func(ctx context.Context) (interface {
+		Recv() (*pb.BatchGetDocumentsResponse, error)
+	}, error,
+	) {
+		return r.client.BatchGetDocuments(ctx, req)
+	})
 	readTime := at
 	for {
 		patience.wait()
-		resp, err := stream.Recv()
+		resp, err := next()
 		patience.rest()
 		if errors.Is(err, io.EOF) {
 			return readTime, nil

@@ -34,6 +34,10 @@ type Config struct {
 	// credentials; "" takes FIRESTORE_EMULATOR_HOST, and if that is empty too,
 	// Google's service.
 	Emulator string
+	// User signs every request in as a user of Firebase Auth, to whom the security
+	// rules apply (see Rules). Without it the credentials are an operator's, whom no
+	// rule stops: never give those to a device of a user's.
+	User TokenSource `json:"-"`
 	// Timeout bounds one request, and in a read the silence between two documents;
 	// 0 is DefaultTimeout.
 	Timeout time.Duration
@@ -53,10 +57,13 @@ type Remote struct {
 	// database and parent are resource names; the collections are below parent.
 	database string
 	parent   string
+	scope    string
+	user     *user // nil: an operator
+	emulated bool
 }
 
 // Open connects lazily: it validates the configuration and finds the credentials,
-// and sends nothing. Without an emulator and without credentials among opts, the
+// and sends nothing. Without Config.User, an emulator and credentials among opts, the
 // application default credentials are used; messages.ErrUnauthorized when there
 // are none. The caller closes the Remote.
 func Open(ctx context.Context, cfg Config, opts ...option.ClientOption) (*Remote, error) {
@@ -78,13 +85,17 @@ func Open(ctx context.Context, cfg Config, opts ...option.ClientOption) (*Remote
 	if err := checkScope(cfg.Scope); err != nil {
 		return nil, err
 	}
-	r := &Remote{timeout: cfg.Timeout, project: cfg.Project, database: "projects/" + cfg.Project + "/databases/" + cfg.Database}
+	r := &Remote{timeout: cfg.Timeout, project: cfg.Project, scope: cfg.Scope, database: "projects/" + cfg.Project + "/databases/" + cfg.Database}
 	r.parent = r.database + "/documents"
 	if cfg.Scope != "" {
 		r.parent += "/" + cfg.Scope
 	}
 	if cfg.Emulator == "" {
 		cfg.Emulator = os.Getenv("FIRESTORE_EMULATOR_HOST")
+	}
+	if cfg.User != nil {
+		r.user = &user{source: cfg.User}
+		opts = append(slices.Clone(opts), option.WithoutAuthentication()) // each call brings the token
 	}
 	if err := r.connect(ctx, cfg.Emulator, opts); err != nil {
 		return nil, err
@@ -108,8 +119,12 @@ func (r *Remote) connect(ctx context.Context, emulator string, opts []option.Cli
 		own = append(own, option.WithGRPCDialOption(o))
 	}
 	if emulator != "" {
-		conn, err := grpc.NewClient("passthrough:///"+strings.TrimPrefix(strings.TrimPrefix(emulator, "http://"), "https://"),
-			slices.Concat(dialNow, []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithPerRPCCredentials(owner{}), sizes})...)
+		dial := append(slices.Clone(dialNow), grpc.WithTransportCredentials(insecure.NewCredentials()), sizes)
+		if r.user == nil {
+			dial = append(dial, grpc.WithPerRPCCredentials(owner{}))
+		}
+		r.emulated = true
+		conn, err := grpc.NewClient("passthrough:///"+strings.TrimPrefix(strings.TrimPrefix(emulator, "http://"), "https://"), dial...)
 		if err != nil {
 			return fmt.Errorf("firestore: emulator %q: %w: %w", emulator, messages.ErrRejected, err)
 		}
@@ -145,6 +160,17 @@ func wake(conn *grpc.ClientConn) {
 
 // Scope is the resource name below which the collections live.
 func (r *Remote) Scope() string { return r.parent }
+
+// Caution is what is unwise about how this remote was opened, in a sentence with its
+// remedy; "" when nothing is.
+func (r *Remote) Caution() string {
+	segments := strings.Split(r.scope, "/")
+	if r.user != nil || r.emulated || len(segments) < 2 || !strings.EqualFold(segments[len(segments)-2], "users") {
+		return ""
+	}
+	return "the scope " + r.scope + " is one user's, and it was opened with an operator's credentials, which reach everybody's data: " +
+		"on a user's device sign in as the user (firestore.Config.User, or TIDEMARK_FIREBASE_TOKEN_FILE)"
+}
 
 // Close gives up the connection.
 func (r *Remote) Close() error {

@@ -22,7 +22,7 @@ const maxKeyFile = 1 << 20 // bytes
 func (s settings) key() (tidemark.Encryption, error) {
 	c := crypt.Config{Recipients: s.recipients, Passphrase: os.Getenv("TIDEMARK_PASSPHRASE")}
 	for _, f := range s.keyFiles {
-		text, err := readKey(f)
+		text, err := readPrivate(f, "key file", ": `pipeline keygen -o FILE` makes one")
 		if err != nil {
 			return nil, err
 		}
@@ -38,20 +38,22 @@ func (s settings) key() (tidemark.Encryption, error) {
 	return k, nil
 }
 
-func readKey(file setting) (string, error) {
+// readPrivate reads a secret from a file that nobody else may read; what names its kind,
+// and missing says what to do when it is not there.
+func readPrivate(file setting, what, missing string) (string, error) {
 	if strings.Contains(strings.ToUpper(file.text), "AGE-SECRET-KEY-") {
 		return "", misuse("%s takes the name of a file with the key, and not the key itself: write it into a file that only you can read. If it stood on the command line, others may have seen it: make a new one", file.from)
 	}
 	st, err := os.Stat(file.text)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return "", misuse("%s: there is no key file %s: `pipeline keygen -o FILE` makes one", file.from, plain(file.text))
+		return "", misuse("%s: %w", file.from, noFileError{what + " " + plain(file.text) + missing})
 	case err != nil:
 		return "", misuse("%s: %w", file.from, err)
 	case !st.Mode().IsRegular():
 		return "", misuse("%s: %s is not a file", file.from, plain(file.text))
 	case runtime.GOOS != "windows" && st.Mode().Perm()&0o077 != 0:
-		return "", misuse("%s: others may read the key file %s: chmod 600 it", file.from, plain(file.text))
+		return "", misuse("%s: others may read the %s %s: chmod 600 it", file.from, what, plain(file.text))
 	}
 	f, err := os.Open(file.text)
 	if err != nil {
@@ -64,6 +66,12 @@ func readKey(file setting) (string, error) {
 	}
 	return string(raw), nil
 }
+
+// noFileError is a file that is not there.
+type noFileError struct{ what string }
+
+func (e noFileError) Error() string { return "there is no " + e.what }
+func (e noFileError) Unwrap() error { return fs.ErrNotExist }
 
 func (a *app) keygen() *cobra.Command {
 	var file string

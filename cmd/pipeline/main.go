@@ -99,6 +99,8 @@ func start(args []string) int {
 // hint is the remedy that the error itself does not name.
 func hint(err error) string {
 	switch {
+	case errors.Is(err, tidemark.ErrSignedOut):
+		return "Nothing is lost: edits wait in the database until the user signs in again."
 	case errors.Is(err, tidemark.ErrUnavailable):
 		return "The server did not answer as it should: check the network, the URL and the server.\nNothing is lost: the next sync goes on from here."
 	case failedDisk(err):
@@ -146,8 +148,8 @@ the scope below which the collections live, or file:///DIR. A store is
 s3://BUCKET/PREFIX[?region=…&endpoint=…] or file:///DIR. What no flag says is
 read from TIDEMARK_DB, TIDEMARK_REMOTE and TIDEMARK_STORE, then from the file
 tidemark.yaml (db, remote, store, every, exclude, policies, key-file,
-recipients, budget, prices). Credentials come from where gcloud and aws keep
-them; the key also from TIDEMARK_KEY_FILE or TIDEMARK_PASSPHRASE.
+recipients, budget, prices). Credentials are gcloud's and aws's, or a user's
+(TIDEMARK_FIREBASE_TOKEN_FILE); key: TIDEMARK_KEY_FILE or TIDEMARK_PASSPHRASE.
 `
 
 func (a *app) root() *cobra.Command {
@@ -181,7 +183,7 @@ func (a *app) root() *cobra.Command {
 	cobra.EnableCommandSorting = false // they stand in the order of their use
 	root.AddCommand(
 		a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.verify(), a.snapshots(), a.keygen(), a.status(), a.trace(), a.doctor(), a.devices(),
-		a.conflicts(), a.failed(), a.topology(),
+		a.conflicts(), a.failed(), a.topology(), a.firestoreConfig(),
 		&cobra.Command{
 			Use: "version", Short: "say which version this is", Args: noArguments,
 			RunE: func(*cobra.Command, []string) error {

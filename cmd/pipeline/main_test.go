@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/tidemark-sync/tidemark/adapters/firestore"
 	"github.com/tidemark-sync/tidemark/integration/servers"
 )
 
@@ -112,6 +115,38 @@ func TestFirestore(t *testing.T) {
 		Dir: "testdata/firestore", RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			env.Vars = append(env.Vars, "FIRESTORE_EMULATOR_HOST="+emulator, "PROJECT="+servers.Project(t))
+			return environment(env)
+		},
+	})
+}
+
+// Signed-in users on an emulator that evaluates the file which firestore-config prints.
+// Their refresh tokens are their ids.
+func TestFirestoreRules(t *testing.T) {
+	t.Parallel()
+	rules, err := firestore.Rules("users/{uid}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, project := filepath.Join(t.TempDir(), "firestore.rules"), servers.Project(t)
+	if err := os.WriteFile(file, []byte(rules), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	emulator := servers.FirestoreWithRules(t, file)
+	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		user := r.FormValue("refresh_token")
+		if r.URL.Path != "/securetoken.googleapis.com/v1/token" || r.URL.Query().Get("key") != "web-key" || user == "nobody" {
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = io.WriteString(w, `{"error":{"message":"TOKEN_EXPIRED","status":"INVALID_ARGUMENT"}}`)
+			return
+		}
+		_ = json.NewEncoder(w).Encode(map[string]string{"id_token": servers.IDToken(project, user), "expires_in": "3600", "refresh_token": user})
+	}))
+	t.Cleanup(tokens.Close)
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/rules", RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Vars = append(env.Vars, "FIRESTORE_EMULATOR_HOST="+emulator, "FIREBASE_AUTH_EMULATOR_HOST="+strings.TrimPrefix(tokens.URL, "http://"), "PROJECT="+project, "RULES="+file)
 			return environment(env)
 		},
 	})

@@ -153,7 +153,14 @@ func openRemote(ctx context.Context, u address) (tidemark.Remote, io.Closer, err
 		}
 		return r, r, nil
 	}
-	r, err := firestore.Open(ctx, firestore.Config{Project: u.authority, Database: u.query.Get("database"), Scope: u.path})
+	if strings.Contains(u.path, firestore.UserID) {
+		return nil, nil, misuse("the remote's scope has %s in it: write the user's id there; firestore-config alone takes it as it is", firestore.UserID)
+	}
+	user, err := signedIn()
+	if err != nil {
+		return nil, nil, opening(err)
+	}
+	r, err := firestore.Open(ctx, firestore.Config{Project: u.authority, Database: u.query.Get("database"), Scope: u.path, User: user})
 	if err != nil {
 		return nil, nil, opening(err)
 	}

@@ -129,6 +129,9 @@ func (a *app) open(cmd *cobra.Command) (_ *work, err error) {
 		return nil, err
 	}
 	w.closers = append(w.closers, c)
+	if c, ok := remote.(interface{ Caution() string }); ok && c.Caution() != "" {
+		fmt.Fprintln(a.err, "warning: "+plain(c.Caution()))
+	}
 	store, c, err := openStore(ctx, storeURL)
 	if err != nil {
 		return nil, err

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 )
@@ -23,26 +22,27 @@ const emulatorRemedy = "install Java 17 or newer and the Debian package google-c
 // comment.
 func Firestore(t testing.TB) string {
 	t.Helper()
-	jar := emulatorJar()
-	if jar == "" {
+	java, jar := emulator(t)
+	p, err := firestore.get(func() (*process, error) {
+		return start("the Firestore emulator", "/", func(port int) *exec.Cmd { return emulatorCommand(java, jar, port) })
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.addr
+}
+
+// emulator finds what runs it, or ends the test.
+func emulator(t testing.TB) (java, jar string) {
+	t.Helper()
+	if jar = emulatorJar(); jar == "" {
 		missing(t, "the Firestore emulator", emulatorRemedy)
 	}
 	java, err := exec.LookPath("java")
 	if err != nil {
 		missing(t, "Java (for the Firestore emulator)", emulatorRemedy)
 	}
-	p, err := firestore.get(func() (*process, error) {
-		return start("the Firestore emulator", "/", func(port int) *exec.Cmd {
-			// The heap holds all documents with their indexes: 256 MB end at about 20,000.
-			return exec.Command(java, "-Xmx768m", "-XX:+UseSerialGC", "-cp", jar,
-				"com.google.cloud.datastore.emulator.firestore.CloudFirestore",
-				"--host=127.0.0.1", "--port="+strconv.Itoa(port))
-		})
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p.addr
+	return java, jar
 }
 
 // Project returns a project id that nobody else uses. The prefix demo- keeps

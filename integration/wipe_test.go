@@ -1,0 +1,84 @@
+package integration
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	tidemark "github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/persistence"
+)
+
+// After a sign-out nothing of the user's stays beside the database; before that, what
+// is nowhere else keeps it.
+func TestWipe(t *testing.T) {
+	f := newFleet(t, oneTable)
+	a := f.device("a", tidemark.WithBackup(1, time.Hour, 3))
+	a.notes(1)
+	wipe := func(want error, opts ...tidemark.WipeOption) {
+		t.Helper()
+		if err := tidemark.Wipe(t.Context(), a.path, opts...); !errors.Is(err, want) {
+			t.Fatalf("%v, want %v", err, want)
+		}
+		if _, err := os.Stat(a.path); want != nil && err != nil {
+			t.Fatal("it refused, and the database is gone: ", err)
+		}
+	}
+	wipe(persistence.ErrUnsynced)
+	a.sync()
+	wipe(tidemark.ErrLocked) // the application has it open
+	wipe(tidemark.ErrLocked, tidemark.WipeUnsynced())
+	a.notes(1)
+	wipe(tidemark.ErrUnsynced)
+	a.sync()
+	if err := a.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// What a restore may leave, and a file of somebody else's.
+	for name, text := range map[string]string{".tidemark-tmp-x": "", ".tidemark-download": "", ".unsynced-20260101T000000.000Z": "", ".tidemark-pages": "p", ".bak": "theirs"} {
+		if err := os.WriteFile(a.path+name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A kept file of which nobody knows whether its rows are elsewhere.
+	kept := a.path + ".unsynced-20260101T000000.000Z"
+	if err := os.WriteFile(kept, []byte("no database"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wipe(persistence.ErrNotDatabase)
+	if err := os.Truncate(kept, 0); err != nil {
+		t.Fatal(err)
+	}
+	wipe(nil)
+	left, err := filepath.Glob(filepath.Join(f.dir, "*"))
+	if err != nil || len(left) != 1 || left[0] != a.path+".bak" {
+		t.Fatalf("left are %v, %v", left, err)
+	}
+	wipe(nil) // again
+}
+
+func TestWipeOfWhatIsNowhereElse(t *testing.T) {
+	f := newFleet(t, oneTable)
+	a := f.device("a")
+	a.notes(3)
+	if err := a.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := tidemark.Wipe(t.Context(), a.path); !errors.Is(err, tidemark.ErrUnsynced) {
+		t.Fatal(err)
+	}
+	if err := tidemark.Wipe(t.Context(), a.path, tidemark.WipeUnsynced()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(a.path, []byte("damaged beyond all help, but the user's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := tidemark.Wipe(t.Context(), a.path, tidemark.WipeUnsynced()); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := filepath.Glob(filepath.Join(f.dir, "*")); err != nil || len(left) > 0 {
+		t.Fatalf("left are %v, %v", left, err)
+	}
+}
