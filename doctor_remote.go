@@ -31,6 +31,10 @@ func (d *doctor) server() {
 	took := time.Since(asked)
 	d.ok("server", "answers, in %v; what is there can be read", took.Round(time.Millisecond))
 	d.clock(time.UnixMicro(list.ReadTime).Sub(asked.Add(took / 2)).Round(time.Millisecond))
+	if err := stages.CheckForgotten(list.Devices); err != nil {
+		d.problem("scope", "remove this copy with `pipeline forget`, or start over with another remote: `pipeline attach --reset`", "%v", err)
+		return
+	}
 	if d.exam.Attached {
 		d.writes()
 		d.strangers(list.ReadTime)
@@ -137,7 +141,7 @@ const probeText = "tidemark's doctor tries here whether it may write; it removes
 
 // probe puts, reads, lists and removes an object.
 func (d *doctor) probe() bool {
-	key := "doctor-probe-" + newCycle()
+	key := stages.DoctorProbe + newCycle()
 	put := func(c messages.Condition) error {
 		_, err := d.store.Put(d.ctx, key, bytes.NewReader([]byte(probeText)), c)
 		return err
