@@ -204,6 +204,8 @@ func (d *doctor) readProbe(key string) error {
 func (d *doctor) uploads(lost int, rule, known bool, err error) {
 	const advice = "add a lifecycle rule to the bucket: AbortIncompleteMultipartUpload after 7 days"
 	switch {
+	case errors.Is(err, ErrUnauthorized): // as it should be where several share a bucket
+		d.ok("uploads", "this account does not see unfinished uploads; the bucket's lifecycle rule aborts them (`pipeline s3-policy`)")
 	case err != nil:
 		d.warn("uploads", "allow this account s3:ListBucketMultipartUploads", "unfinished uploads cannot be seen: %v", err)
 	case lost > 0:
