@@ -288,6 +288,9 @@ func (u *upload) finalError(ctx context.Context, err error) error {
 	if u.cond.IfMatch != "" && errorCode(err) == "NoSuchKey" {
 		return fmt.Errorf("s3: %s: %w: %w", u.op, messages.ErrConflict, err)
 	}
+	if u.cond.IfMatch != "" && u.s.absent(ctx, u.key, err, &u.requests) {
+		return fmt.Errorf("s3: %s: %w: %w", u.op, messages.ErrConflict, err)
+	}
 	return u.s.failed(ctx, u.op, err)
 }
 
