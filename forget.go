@@ -3,6 +3,7 @@ package tidemark
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -88,6 +89,9 @@ func (p *Pipeline) Forget(ctx context.Context, opts ...ForgetOption) (Forgotten,
 		return out, err
 	}
 	defer unlock()
+	if err := p.local.CheckScope(ctx, out.Scope); err != nil && !errors.Is(err, ErrForgotten) {
+		return out, fmt.Errorf("forget this device: %w", err)
+	}
 	st, err := p.local.Standing(ctx)
 	if err != nil {
 		return out, fmt.Errorf("forget this device: %w", err)

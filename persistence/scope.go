@@ -16,11 +16,11 @@ func (l *Local) CheckScope(ctx context.Context, scope string) error {
 	if err := l.db.DB.QueryRowContext(ctx, `SELECT scope, forgottenOn FROM tidemark_state`).Scan(&was, &forgottenOn); err != nil {
 		return fmt.Errorf("read the remote's scope: %w", explain(err))
 	}
-	if forgottenOn != 0 {
-		return fmt.Errorf("this device was forgotten and syncs no more: remove its database (`pipeline forget` does), or start over with it (`pipeline attach --reset`): %w", messages.ErrForgotten)
-	}
 	if scope != "" && was != "" && was != scope {
 		return fmt.Errorf("%w: %s, and this is %s; go back to it, or reset the database to start over with this one (pipeline attach --reset)", ErrOtherScope, was, scope)
+	}
+	if forgottenOn != 0 {
+		return fmt.Errorf("this device was forgotten and syncs no more: remove its database (`pipeline forget` does), or start over with it (`pipeline attach --reset`): %w", messages.ErrForgotten)
 	}
 	return nil
 }
