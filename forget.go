@@ -184,6 +184,9 @@ func scopeRemains(in stages.Inventory, store SnapshotStore) []string {
 		"Documents that programs of your own wrote into collections which no device ever uploaded to.",
 		"What the server keeps of the past: point-in-time recovery (an hour, or seven days), backups, exports and audit logs. They go as their settings say.",
 	}
+	if !in.Empty() {
+		remains = append(remains, "What a device had on its way at this moment: run this once more when every device was told.")
+	}
 	if store == nil {
 		return remains
 	}

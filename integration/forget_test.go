@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -242,6 +243,58 @@ func TestACommitThatArrivesInAForgottenScope(t *testing.T) {
 	c.syncs(tidemark.ErrForgotten)
 	forget()
 	wantNothingLeft(t, f)
+}
+
+// A backend that signs no listings costs orphans, and nothing else: snapshots are made, and
+// what the manifest names is forgotten.
+func TestForgettingWhereNothingIsListed(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, forgetSchema)
+	store := f.store().(*memory.Store)
+	store.Fault = func(c memory.StoreCall) (x memory.StoreFault) {
+		if c.Op == memory.OpList {
+			x.Before = messages.ErrUnauthorized
+		}
+		return x
+	}
+	a := f.onStore(store).device("a", eager()...)
+	for range 3 {
+		a.exec(`INSERT INTO notes (name) VALUES ('one')`)
+		if r := a.sync(); r.Snapshot == nil {
+			t.Fatal("there is no snapshot")
+		}
+	}
+	done, err := tidemark.ForgetScope(t.Context(), f.remote(), store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if keys := store.Bucket().Keys(); len(keys) > 0 || done.Objects < 5 {
+		t.Errorf("%d objects were removed, and there is %v", done.Objects, keys)
+	}
+	if !slices.ContainsFunc(done.Remains, func(s string) bool { return strings.Contains(s, "lists nothing") }) {
+		t.Errorf("nobody is told that orphans may remain: %q", done.Remains)
+	}
+}
+
+// What somebody else keeps beside the snapshots is not ours to forget.
+func TestForgettingLeavesWhatIsNotOurs(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, forgetSchema)
+	a := f.device("a", eager()...)
+	a.exec(`INSERT INTO notes (name) VALUES ('one')`)
+	a.sync()
+	put(t, f.store(), "photos/1.jpg", []byte("a photo"))
+	put(t, f.store(), "snapshots/readme.txt", []byte("a note"))
+	done, err := tidemark.ForgetScope(t.Context(), f.remote(), f.store())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if keys := fmt.Sprint(f.store().(*memory.Store).Bucket().Keys()); keys != "[photos/1.jpg snapshots/readme.txt]" {
+		t.Errorf("there is %s", keys)
+	}
+	if !slices.ContainsFunc(done.Remains, func(s string) bool { return strings.HasPrefix(s, "2 objects") }) {
+		t.Errorf("what remains: %q", done.Remains)
+	}
 }
 
 // Forgetting a device breaks at every call once, and another run finishes.

@@ -218,6 +218,9 @@ func objectKey(s messages.Snapshot) string {
 // lost on a retry inside the adapter.
 func (s *BackUp) lost(ctx context.Context, snap messages.Snapshot, use *messages.StoreUse) error {
 	now, _, err := ReadManifest(ctx, s.store, use)
+	if errors.Is(err, messages.ErrNotFound) {
+		_ = s.store.Delete(ctx, snap.Key) // the store was emptied meanwhile: it is nobody's
+	}
 	if err != nil {
 		return err
 	}

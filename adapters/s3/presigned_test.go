@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -89,9 +90,7 @@ func TestASignerThatMovesHeadersIntoTheURL(t *testing.T) {
 		if err != nil {
 			return "", err
 		}
-		for name, values := range r.Header {
-			req.Header[name] = values
-		}
+		maps.Copy(req.Header, r.Header)
 		signed, _, err := v4.NewSigner().PresignHTTP(ctx, keys, req, "UNSIGNED-PAYLOAD", "s3", srv.Region, time.Now())
 		return signed, err
 	})

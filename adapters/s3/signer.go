@@ -3,6 +3,7 @@ package s3
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -42,9 +43,7 @@ func (s Signer) Sign(ctx context.Context, prefix string, r Request) (string, err
 		return "", fmt.Errorf("s3: sign: %w: %w", messages.ErrRejected, err)
 	}
 	query := url.Values{}
-	for name, values := range r.Query {
-		query[name] = values
-	}
+	maps.Copy(query, r.Query)
 	expires := s.Expires
 	if expires == 0 {
 		expires = 5 * time.Minute

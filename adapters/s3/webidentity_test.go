@@ -2,6 +2,7 @@ package s3_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -129,7 +130,7 @@ func TestTemporaryCredentialsOfTheSignedInUser(t *testing.T) {
 	}{
 		{"the token is refused", http.StatusBadRequest, nil, "unauthorized"},
 		{"the server of credentials is ill", http.StatusServiceUnavailable, nil, "unavailable"},
-		{"the user has signed out", http.StatusOK, fmt.Errorf("nobody is signed in"), "unauthorized"},
+		{"the user has signed out", http.StatusOK, errors.New("nobody is signed in"), "unauthorized"},
 	} {
 		status, signedOut = c.status, c.out
 		if err := put(); messages.Class(err) != c.want {
