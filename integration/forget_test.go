@@ -245,6 +245,62 @@ func TestACommitThatArrivesInAForgottenScope(t *testing.T) {
 	wantNothingLeft(t, f)
 }
 
+// A scope is forgotten before every call of another device's cycle, which downloads, uploads
+// and backs up. The device loses nothing, and is told at its next cycle at the latest.
+func TestAScopeIsForgottenInTheMiddleOfACycle(t *testing.T) {
+	t.Parallel()
+	told, calls := 0, 0
+	for n := 1; calls >= n-1; n++ {
+		f := newFleet(t, forgetSchema)
+		b, a := f.device("b", eager()...), f.device("a", tidemark.WithBackup(1000, 1000*time.Hour, 1)) // b makes the snapshots
+		a.exec(`INSERT INTO notes (name) VALUES ('one'), ('two')`)
+		rounds(2, b, a)
+		a.exec(`INSERT INTO notes (name) VALUES ('three')`)
+		a.exec(`DELETE FROM notes WHERE name = 'two'`)
+		a.sync()
+		b.exec(`UPDATE notes SET name = 'edited' WHERE name = 'one'`)
+		b.exec(`INSERT INTO tags (name) VALUES ('home')`)
+
+		remote, store := f.server.Remote(), f.store().(*memory.Store)
+		calls = 0
+		before := func() {
+			if calls++; calls == n {
+				if _, err := tidemark.ForgetScope(t.Context(), f.remote(), f.store()); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		remote.Fault = func(memory.Call) (x memory.Fault) { before(); return x }
+		store.Fault = func(memory.StoreCall) (x memory.StoreFault) { before(); return x }
+		between := f.with(remote).onStore(store).on(b.path, b.db, eager()...)
+		if _, err := between.p.Sync(t.Context()); errors.Is(err, tidemark.ErrForgotten) {
+			told++
+		} else if err != nil {
+			t.Errorf("call %d: %v, want ErrForgotten", n, err)
+		}
+		if calls >= n {
+			b.syncs(tidemark.ErrForgotten)
+			// A snapshot that was on its way is gone with another run.
+			if _, err := tidemark.ForgetScope(t.Context(), f.remote(), f.store()); err != nil {
+				t.Error(err)
+			}
+			wantNothingLeft(t, f)
+		}
+		if got := names(t, b, "notes"); got != "[edited three]" && got != "[edited two]" {
+			t.Errorf("call %d: the device has %s", n, got)
+		}
+		if got := names(t, b, "tags"); got != "[home]" {
+			t.Errorf("call %d: the device has %s", n, got)
+		}
+		if t.Failed() {
+			t.Fatalf("at call %d", n)
+		}
+	}
+	if calls < 6 || told == 0 {
+		t.Errorf("%d calls, and it was told %d times: the story is not what it was", calls, told)
+	}
+}
+
 // A backend that signs no listings costs orphans, and nothing else: snapshots are made, and
 // what the manifest names is forgotten.
 func TestForgettingWhereNothingIsListed(t *testing.T) {

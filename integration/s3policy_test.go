@@ -156,6 +156,13 @@ func TestAnAccountWithTheLeastRights(t *testing.T) {
 	if got := used(); !slices.Equal(got, operator) {
 		t.Errorf("used is %v, an operator's policy has %v", got, operator)
 	}
+
+	tls := devicePolicy(t, alice, "users/alice", false)
+	tls.Statement = append(tls.Statement, s3.TLSOnlyPolicy(owner.Bucket).Statement...)
+	owner.PutPolicy(t, tls)
+	if _, err := store.Put(t.Context(), "x", strings.NewReader("x"), messages.Condition{}); !errors.Is(err, tidemark.ErrUnauthorized) {
+		t.Errorf("without TLS: %v, want ErrUnauthorized", err)
+	}
 }
 
 // wantClosed tries everything on a folder that has a manifest and snapshots/mine.
