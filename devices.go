@@ -28,6 +28,8 @@ type DeviceStatus struct {
 	Name     string `json:"name"`
 	Platform string `json:"platform"`
 	Version  string `json:"version"`
+	// Forgotten: it was told to, and will not come back.
+	Forgotten bool `json:"forgotten"`
 	// This is the device that asks, BigBrother the one that backs up.
 	This       bool `json:"this"`
 	BigBrother bool `json:"bigBrother"`
@@ -53,6 +55,9 @@ func (p *Pipeline) Devices(ctx context.Context) (Fleet, error) {
 	if err != nil {
 		return fleet, fmt.Errorf("list the devices: %w", err)
 	}
+	if err := stages.CheckForgotten(list.Devices); err != nil {
+		return fleet, fmt.Errorf("list the devices: %w", err)
+	}
 	st, err := p.local.BackupStanding(ctx)
 	if err != nil {
 		return fleet, fmt.Errorf("list the devices: %w", err)
@@ -63,7 +68,7 @@ func (p *Pipeline) Devices(ctx context.Context) (Fleet, error) {
 	for _, d := range list.Devices {
 		s := DeviceStatus{
 			DeviceID: d.ID, Name: d.Name, Platform: d.Platform, Version: d.Version, Seq: d.Seq, HeardOn: time.UnixMicro(d.UpdateTime).UTC(),
-			This: d.ID == st.Device, BigBrother: fleet.BigBrother != nil && *fleet.BigBrother == d.ID,
+			Forgotten: d.Forgotten, This: d.ID == st.Device, BigBrother: fleet.BigBrother != nil && *fleet.BigBrother == d.ID,
 		}
 		if d.UploadedOn > 0 {
 			on := time.UnixMilli(d.UploadedOn).UTC()
@@ -76,7 +81,7 @@ func (p *Pipeline) Devices(ctx context.Context) (Fleet, error) {
 		s.Seen = seen.Clone()
 		delete(s.Seen, d.ID)
 		s.Behind = behindOf(d.ID, seen, list.Devices)
-		s.HoldsBackPurge = s.Behind > 0 && time.Duration(list.ReadTime-d.UpdateTime)*time.Microsecond <= p.set.purge.Unseen
+		s.HoldsBackPurge = s.Behind > 0 && !d.Forgotten && time.Duration(list.ReadTime-d.UpdateTime)*time.Microsecond <= p.set.purge.Unseen
 		fleet.Devices = append(fleet.Devices, s)
 	}
 	slices.SortFunc(fleet.Devices, func(a, b DeviceStatus) int {

@@ -34,6 +34,10 @@ func (d *doctor) server() {
 	if c, ok := d.remote.(cautious); ok && c.Caution() != "" {
 		d.warn("credentials", "sign in as the user whose scope it is; an operator's account is for operators", "%s", c.Caution())
 	}
+	if err := stages.CheckForgotten(list.Devices); err != nil {
+		d.problem("scope", "remove this copy with `pipeline forget`, or start over with another remote: `pipeline attach --reset`", "%v", err)
+		return
+	}
 	if d.exam.Attached {
 		d.writes(list)
 		d.strangers(list.ReadTime)
@@ -154,7 +158,7 @@ const probeText = "tidemark's doctor tries here whether it may write; it removes
 
 // probe puts, reads, lists and removes an object.
 func (d *doctor) probe() bool {
-	key := "doctor-probe-" + newCycle()
+	key := stages.DoctorProbe + newCycle()
 	put := func(c messages.Condition) error {
 		_, err := d.store.Put(d.ctx, key, bytes.NewReader([]byte(probeText)), c)
 		return err
@@ -217,6 +221,8 @@ func (d *doctor) readProbe(key string) error {
 func (d *doctor) uploads(lost int, rule, known bool, err error) {
 	const advice = "add a lifecycle rule to the bucket: AbortIncompleteMultipartUpload after 7 days"
 	switch {
+	case errors.Is(err, ErrUnauthorized): // as it should be where several share a bucket
+		d.ok("uploads", "this account does not see unfinished uploads; the bucket's lifecycle rule aborts them (`pipeline s3-policy`)")
 	case err != nil:
 		d.warn("uploads", "allow this account s3:ListBucketMultipartUploads", "unfinished uploads cannot be seen: %v", err)
 	case lost > 0:

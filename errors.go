@@ -25,6 +25,8 @@ var (
 	ErrNotAttached = persistence.ErrNotAttached
 	// ErrOtherScope: the database was synced with another remote; see Reset.
 	ErrOtherScope = persistence.ErrOtherScope
+	// ErrForgotten: this device was forgotten, or the whole scope was; it is ErrNotFound.
+	ErrForgotten = messages.ErrForgotten
 	// ErrLocked: another program holds a long transaction on the database.
 	ErrLocked = persistence.ErrLocked
 	// ErrDiskFull: there is no room; nothing was changed.

@@ -21,7 +21,9 @@ type Commit struct {
 	// Announce sets the record's uploadedOn to the server's time: other devices
 	// find the commit by it. True exactly when Device.Seq was raised.
 	Announce bool
-	Writes   []Write
+	// Remove removes the record instead of writing it, on the same condition.
+	Remove bool
+	Writes []Write
 }
 
 // Committed is the acknowledgement. The documents and the record share one

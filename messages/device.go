@@ -24,10 +24,18 @@ type Device struct {
 	Seen Vector
 	// Fence is, per writer, how far tombstones may have been purged.
 	Fence Vector
+	// Forgotten: the device will not come back. Its numbers stay, because others
+	// compare them; it no longer holds back a purge. The record with the id
+	// ForgottenScope says so of the whole scope.
+	Forgotten bool
 	// UpdateTime is the record's version in Unix microseconds. In a Commit it is
 	// ignored.
 	UpdateTime int64
 }
+
+// ForgottenScope is the id of the record that stays when a whole scope was forgotten,
+// so that devices which hear of it late stop. No installation id is like it.
+const ForgottenScope = "forgotten"
 
 // DeviceList is the answer to one query on Devices.
 type DeviceList struct {

@@ -20,6 +20,8 @@ var (
 	ErrUnauthorized = errors.New("unauthorized")
 	// ErrNotFound: the named thing (object, project, bucket) does not exist.
 	ErrNotFound = errors.New("not found")
+	// ErrForgotten: this device, or the whole scope, was forgotten. It is ErrNotFound.
+	ErrForgotten = fmt.Errorf("forgotten, %w", ErrNotFound)
 	// ErrReadTimeTooOld: the read time is beyond what the server still keeps
 	// (an hour on Firestore). Check devices again and go on at a new one.
 	ErrReadTimeTooOld = errors.New("read time too old")

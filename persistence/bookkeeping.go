@@ -264,6 +264,7 @@ var bookkeeping = []string{
 var laterColumns = []struct{ table, name, declaration string }{
 	{"tidemark_conflicts", "restoredOn", "INTEGER"},
 	{"tidemark_state", "snapshotSize", "INTEGER NOT NULL DEFAULT 0"}, // bytes, of the snapshot we know of
+	{"tidemark_state", "forgottenOn", "INTEGER NOT NULL DEFAULT 0"},  // ms, when this device was forgotten; 0: it was not
 	{"tidemark_state", "snapshotEncrypted", "INTEGER"},               // whether it is; NULL: not known
 }
 

@@ -16,7 +16,7 @@ import (
 // Errors of Restore that a caller can act on.
 var (
 	// ErrUnsynced: the destination holds rows that no other device has.
-	ErrUnsynced = errors.New("the destination has rows that were never synced")
+	ErrUnsynced = errors.New("there are rows that were never synced")
 	// ErrDamaged: the snapshot is not what its maker uploaded.
 	ErrDamaged = messages.ErrDamaged
 	// ErrNewer: the snapshot was made by a newer version.

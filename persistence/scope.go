@@ -3,18 +3,24 @@ package persistence
 import (
 	"context"
 	"fmt"
+
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 // CheckScope refuses another remote than the one the database is bound to with
 // ErrOtherScope: what was seen of that, and the versions of the rows, mean nothing
-// here.
+// here. A database whose device was forgotten is refused with messages.ErrForgotten.
 func (l *Local) CheckScope(ctx context.Context, scope string) error {
 	var was string
-	if err := l.db.DB.QueryRowContext(ctx, `SELECT scope FROM tidemark_state`).Scan(&was); err != nil {
+	var forgottenOn int64
+	if err := l.db.DB.QueryRowContext(ctx, `SELECT scope, forgottenOn FROM tidemark_state`).Scan(&was, &forgottenOn); err != nil {
 		return fmt.Errorf("read the remote's scope: %w", explain(err))
 	}
 	if scope != "" && was != "" && was != scope {
 		return fmt.Errorf("%w: %s, and this is %s; go back to it, or reset the database to start over with this one (pipeline attach --reset)", ErrOtherScope, was, scope)
+	}
+	if forgottenOn != 0 {
+		return fmt.Errorf("this device was forgotten and syncs no more: remove its database (`pipeline forget` does), or start over with it (`pipeline attach --reset`): %w", messages.ErrForgotten)
 	}
 	return nil
 }
@@ -58,7 +64,7 @@ func (l *Local) Reset(ctx context.Context) error {
 			return err
 		}
 		return tx.exec(`UPDATE tidemark_state SET installationId = ?, scope = '', seq = 0, recordVersion = 0, recordTables = '{}', registeredOn = 0, checkedAt = 0,
-			firstAt = 0, cutBroken = 0, backedUp = '{}', backedUpOn = 0, generation = '', maker = '', changedRows = 0, clockOffset = 0, fence = '{}', purgedOn = 0, deletesAllowed = 0`, newID())
+			firstAt = 0, cutBroken = 0, backedUp = '{}', backedUpOn = 0, generation = '', maker = '', changedRows = 0, clockOffset = 0, fence = '{}', purgedOn = 0, deletesAllowed = 0, forgottenOn = 0`, newID())
 	})
 	if err != nil {
 		return fmt.Errorf("reset the database: %w", err)

@@ -218,6 +218,10 @@ func objectKey(s messages.Snapshot) string {
 // lost on a retry inside the adapter.
 func (s *BackUp) lost(ctx context.Context, snap messages.Snapshot, use *messages.StoreUse) error {
 	now, _, err := ReadManifest(ctx, s.store, use)
+	if errors.Is(err, messages.ErrNotFound) {
+		_ = s.store.Delete(ctx, snap.Key) // somebody emptied the store meanwhile: the next cycle sees why
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -73,6 +73,9 @@ func (s *CheckDevices) Handle(ctx context.Context, in messages.SyncRequested) ([
 	if list.ReadTime < st.CheckedTill {
 		return nil, fmt.Errorf("the server answered as of %d, before what was already downloaded (%d): %w", list.ReadTime, st.CheckedTill, messages.ErrUnavailable)
 	}
+	if scopeForgotten(list.Devices) {
+		return nil, errScopeForgotten
+	}
 	// Our own record first: somebody else may be writing under our id, and then no
 	// cursor may move.
 	if i := slices.IndexFunc(list.Devices, func(d messages.Device) bool { return d.ID == st.InstallationID }); i >= 0 {

@@ -77,6 +77,9 @@ func (s *Purge) purge(ctx context.Context, counts *messages.Counts) (again bool,
 	if err != nil {
 		return false, err
 	}
+	if scopeForgotten(list.Devices) {
+		return false, errScopeForgotten
+	}
 	records := map[string]messages.Device{}
 	fence := messages.Vector{}
 	for _, d := range list.Devices {
@@ -90,7 +93,7 @@ func (s *Purge) purge(ctx context.Context, counts *messages.Counts) (again bool,
 	}
 	var read []messages.Vector // how far each that counts has read
 	for _, d := range list.Devices {
-		if time.Duration(list.ReadTime-d.UpdateTime)*time.Microsecond <= s.policy.Unseen {
+		if !d.Forgotten && time.Duration(list.ReadTime-d.UpdateTime)*time.Microsecond <= s.policy.Unseen {
 			seen := d.Seen.Clone()
 			seen.Raise(d.ID, d.Seq) // its own
 			read = append(read, seen)

@@ -42,7 +42,8 @@ type Committer interface {
 	// any precondition does not hold – the record's or a document's, it need not
 	// say which – and with messages.ErrRejected when the server will never take
 	// it. After messages.ErrUnavailable, or a cancelled context, it may have taken
-	// effect all the same, and may still do so later.
+	// effect all the same, and may still do so later. With c.Remove the record is
+	// gone afterwards, and billed as a delete.
 	Commit(ctx context.Context, c messages.Commit) (messages.Committed, error)
 }
 

@@ -203,6 +203,16 @@ func ownRecord(ctx context.Context, remote DeviceReader, outbox Outbox, c messag
 	if record.UpdateTime == c.Expect {
 		return false, counts, nil
 	}
+	if record.UpdateTime == 0 || record.Forgotten {
+		marker, err := remote.Device(ctx, messages.ForgottenScope)
+		if err != nil {
+			return false, counts, fmt.Errorf("see whether the scope was forgotten: %w", err)
+		}
+		counts.Billed.Reads++
+		if scopeForgotten([]messages.Device{marker}) {
+			return false, counts, errScopeForgotten
+		}
+	}
 	if record.UpdateTime == 0 {
 		return false, counts, fmt.Errorf("our record in Devices is gone: somebody deleted it; restore it or start from a fresh copy: %w", messages.ErrNotFound)
 	}

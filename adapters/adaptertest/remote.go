@@ -51,6 +51,7 @@ func Remote(t *testing.T, open func(t *testing.T) RemotePort, features ...Featur
 		{"Devices/All", testAllDevices},
 		{"Devices/Missing", testDeviceMissing},
 		{"Devices/RoundTrip", testDeviceRoundTrip},
+		{"Devices/Forget", testForget},
 		{"Read/Snapshot", testSnapshot},
 		{"Read/Log", testLog},
 		{"Read/LogPages", testLogPages},

@@ -341,7 +341,11 @@ func (r *Remote) commit(ctx context.Context, c *messages.Commit) (messages.Commi
 	if err := writeDevice(ctx, tx, c, done.UpdateTime); err != nil {
 		return done, err
 	}
-	done.Writes = 1
+	if c.Remove {
+		done.Deletes = 1
+	} else {
+		done.Writes = 1
+	}
 	if len(c.Writes) > 0 {
 		w, err := newWriter(ctx, tx, done.UpdateTime)
 		if err != nil {
@@ -375,6 +379,10 @@ func writeDevice(ctx context.Context, tx *sql.Tx, c *messages.Commit, now int64)
 	}
 	if version != c.Expect {
 		return fmt.Errorf("the record of %q has version %d, expected %d: %w", c.Device.ID, version, c.Expect, messages.ErrConflict)
+	}
+	if c.Remove {
+		_, err := tx.ExecContext(ctx, `DELETE FROM devices WHERE id = ?`, c.Device.ID)
+		return err
 	}
 	if c.Announce {
 		// Of the remote's own clock, which never goes back: nobody who asked for

@@ -15,6 +15,9 @@ func (r *Remote) Commit(ctx context.Context, c messages.Commit) (messages.Commit
 	op := fmt.Sprintf("commit %d documents of device %s", len(c.Writes), c.Device.ID)
 	req := &pb.CommitRequest{Database: r.database, Writes: make([]*pb.Write, 0, len(c.Writes)+1)}
 	done := messages.Committed{Writes: 1}
+	if c.Remove {
+		done = messages.Committed{Deletes: 1}
+	}
 	// The record goes first, so that the answer's first result is its version.
 	w, err := r.deviceWrite(&c)
 	if err != nil {
@@ -41,6 +44,10 @@ func (r *Remote) Commit(ctx context.Context, c messages.Commit) (messages.Commit
 	})
 	if err != nil {
 		return messages.Committed{}, r.commitError(ctx, op, err, values(c.Writes))
+	}
+	if c.Remove { // what is gone has no version
+		done.UpdateTime = micros(resp.GetCommitTime())
+		return done, nil
 	}
 	results := resp.GetWriteResults()
 	if len(results) == 0 || results[0].GetUpdateTime() == nil {

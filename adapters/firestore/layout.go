@@ -140,6 +140,7 @@ const (
 	deviceVersion  = "version"
 	deviceSeen     = "seen"
 	deviceFence    = "fence"
+	deviceForgot   = "forgotten" // only where it is true
 )
 
 func toDevice(p *pb.Document) messages.Device {
@@ -154,6 +155,7 @@ func toDevice(p *pb.Document) messages.Device {
 		Version:    f[deviceVersion].GetStringValue(),
 		Seen:       toNumbers(f[deviceSeen]),
 		Fence:      toNumbers(f[deviceFence]),
+		Forgotten:  f[deviceForgot].GetBooleanValue(),
 		UpdateTime: micros(p.GetUpdateTime()),
 	}
 	d.UploadedOn, _ = toMillis(f[uploadedOn])
@@ -164,6 +166,9 @@ func (r *Remote) deviceWrite(c *messages.Commit) (*pb.Write, error) {
 	d := &c.Device
 	if !validID(d.ID) {
 		return nil, fmt.Errorf("the installation id %q is not allowed as a document id: %w", d.ID, messages.ErrRejected)
+	}
+	if c.Remove {
+		return &pb.Write{Operation: &pb.Write_Delete{Delete: r.name(devicesCollection, d.ID)}, CurrentDocument: expect(c.Expect)}, nil
 	}
 	for _, s := range []string{d.Token, d.Name, d.Platform, d.Version} {
 		if !utf8.ValidString(s) {
@@ -185,6 +190,10 @@ func (r *Remote) deviceWrite(c *messages.Commit) (*pb.Write, error) {
 	mask := make([]string, 0, len(fields))
 	for name := range fields {
 		mask = append(mask, fieldPath(name))
+	}
+	mask = append(mask, fieldPath(deviceForgot)) // in the mask and without a value: removed
+	if d.Forgotten {
+		fields[deviceForgot] = boolean(true)
 	}
 	w := &pb.Write{
 		Operation:       &pb.Write_Update{Update: &pb.Document{Name: r.name(devicesCollection, d.ID), Fields: fields}},

@@ -27,6 +27,7 @@ type ruled struct {
 	cfg     Config
 	owner   *Remote // whom no rule stops
 	scopes  int
+	gone    *place          // one that its owner had forgotten
 	context context.Context //nolint:containedctx // the test's
 }
 
@@ -83,6 +84,18 @@ func (w *ruled) place() *place {
 		w.t.Fatal(err)
 	}
 	return p
+}
+
+// forgotten is another scope, with the marker of one that is being forgotten.
+func (w *ruled) forgotten() *place {
+	w.t.Helper()
+	if w.gone == nil {
+		w.gone = w.place()
+		if err := w.gone.commit(w.owner, w.gone.record(messages.ForgottenScope, 0, change{deviceForgot: boolean(true)})); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	return w.gone
 }
 
 func (p *place) commit(as *Remote, writes ...*pb.Write) error {
@@ -267,6 +280,21 @@ var refused = []struct {
 		w.GetUpdate().Name = p.parent + "/Devices/" + deviceB
 		return p.commit(p.mine, p.record(deviceA, 2, nil), w)
 	}},
+	{"record: forgotten is not true", func(p *place) error {
+		return p.commit(p.mine, p.record(deviceA, 2, change{deviceForgot: text("yes")}))
+	}},
+	{"marker: of nothing", func(p *place) error { return p.commit(p.mine, p.record(messages.ForgottenScope, 0, nil)) }},
+	{"marker: at a number", func(p *place) error {
+		return p.commit(p.mine, p.record(messages.ForgottenScope, 1, change{deviceForgot: boolean(true)}))
+	}},
+	{"marker: without a time", func(p *place) error {
+		return p.commit(p.mine, p.record(messages.ForgottenScope, 0, change{deviceForgot: boolean(true), untransformed: nil}))
+	}},
+	{"marker: deleted", func(p *place) error {
+		g := p.w.forgotten()
+		return g.commit(g.mine, g.remove("Devices/"+messages.ForgottenScope))
+	}},
+	{"the other's record, in a scope that is forgotten: delete", func(p *place) error { g := p.w.forgotten(); return g.commit(g.other, g.remove("Devices/"+deviceA)) }},
 	{"record: deleted", func(p *place) error { return p.commit(p.mine, p.remove("Devices/"+deviceA)) }},
 	// Documents.
 	{"document: without its device's record", func(p *place) error { return p.commit(p.mine, p.document("new", 1, nil)) }},
@@ -375,6 +403,16 @@ func TestRulesLetDevicesWork(t *testing.T) {
 		},
 		"revive": func(p *place) error { return p.commit(p.mine, p.record(deviceA, 2, nil), p.document("dead", 2, nil)) },
 		"purge":  func(p *place) error { return p.commit(p.mine, p.record(deviceA, 2, nil), p.remove("t/dead")) },
+		"forget the device": func(p *place) error {
+			return p.commit(p.mine, p.masked(deviceA, change{deviceForgot: boolean(true), deviceName: text(""), deviceSeen: aMap()}))
+		},
+		"forget the scope": func(p *place) error {
+			return p.commit(p.mine, p.record(messages.ForgottenScope, 0, change{deviceForgot: boolean(true)}))
+		},
+		"remove what is forgotten": func(p *place) error {
+			g := p.w.forgotten()
+			return g.commit(g.mine, g.masked(messages.ForgottenScope, change{deviceToken: text("n")}), g.remove("t/live"), g.remove("Devices/"+deviceA))
+		},
 	} {
 		if err := try(w.place()); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -467,7 +505,7 @@ func TestEveryRuleIsNeeded(t *testing.T) {
 			}
 			err := row.try(p)
 			if err == nil {
-				p = w.place() // it is another place now
+				p, w.gone = w.place(), nil // it is another place now
 				return row.name
 			}
 			if c := status.Code(err); c != codes.PermissionDenied && c != codes.NotFound {

@@ -261,6 +261,9 @@ func (s *Server) commit(r *Remote, c messages.Commit, uploadedOn int64) (message
 	}
 	now := s.next()
 	bill := Bill{Writes: 1}
+	if c.Remove {
+		bill = Bill{Deletes: 1}
+	}
 	for i, d := range merged {
 		if w := &c.Writes[i]; w.Purge {
 			if w.Expect != 0 {
@@ -272,6 +275,11 @@ func (s *Server) commit(r *Remote, c messages.Commit, uploadedOn int64) (message
 		d.UpdateTime, d.UploadedOn = now, uploadedOn
 		s.put(d.Table, d.ID, version{time: now, doc: d})
 		bill.Writes++
+	}
+	if c.Remove {
+		delete(s.devices, c.Device.ID)
+		s.charge(r, bill)
+		return messages.Committed{UpdateTime: now, Writes: bill.Writes, Deletes: bill.Deletes}, nil
 	}
 	record := copyDevice(c.Device)
 	record.UpdateTime, record.UploadedOn = now, s.devices[record.ID].UploadedOn

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -42,6 +43,13 @@ func (s *Store) failed(ctx context.Context, op string, err error) error {
 	if ctx.Err() != nil {
 		return ended(ctx, "s3: "+op)
 	}
+	err = withoutURLs(err)
+	if ask := (*signError)(nil); errors.As(err, &ask) {
+		if messages.Class(ask) == "bug" {
+			return fmt.Errorf("s3: %s: %w: %w", op, messages.ErrUnavailable, err)
+		}
+		return fmt.Errorf("s3: %s: %w", op, err)
+	}
 	if ourEnd(err) && !aboutCredentials(err) {
 		return fmt.Errorf("s3: %s: no answer in time: %w", op, messages.ErrUnavailable)
 	}
@@ -75,6 +83,22 @@ func sent(err error) (secrets []string) {
 		secrets = append(secrets, q.Get("X-Amz-Security-Token"), q.Get("X-Amz-Signature"))
 	}
 	return secrets
+}
+
+// signature is the part of a presigned URL that whoever has it may use.
+var signature = regexp.MustCompile(`\?[^\s"]*X-Amz-Signature=[^\s"]*`)
+
+// quiet says what an error says, without the signatures of URLs.
+type quiet struct{ error }
+
+func (q quiet) Error() string { return signature.ReplaceAllString(q.error.Error(), "?…") }
+func (q quiet) Unwrap() error { return q.error }
+
+func withoutURLs(err error) error {
+	if signature.MatchString(err.Error()) {
+		return quiet{err}
+	}
+	return err
 }
 
 // retryAfter is how long the server asks to be left alone, in seconds or until a time,

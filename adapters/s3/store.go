@@ -75,11 +75,27 @@ func Open(ctx context.Context, cfg Config, opts ...func(*config.LoadOptions) err
 		}
 		return nil, fmt.Errorf("s3: open: %w: %w", messages.ErrRejected, messages.Redact(err))
 	}
+	if loaded.Region == "" && cfg.Endpoint == "" {
+		return nil, fmt.Errorf("s3: open bucket %q: no region: set AWS_REGION or the region in the configuration: %w", cfg.Bucket, messages.ErrRejected)
+	}
+	return FromConfig(loaded, cfg)
+}
+
+// FromConfig makes a Store with a configuration that the application brings, such as one
+// with temporary credentials of the signed-in user (see the example), and looks at nothing
+// in the environment. Config.Region stands before the configuration's.
+func FromConfig(loaded aws.Config, cfg Config) (*Store, error) {
+	if cfg.Region != "" {
+		loaded.Region = cfg.Region
+	}
+	if loaded.Region == "" && cfg.Endpoint == "" {
+		return nil, fmt.Errorf("s3: open bucket %q: the configuration has no region: %w", cfg.Bucket, messages.ErrRejected)
+	}
 	if loaded.Region == "" {
-		if cfg.Endpoint == "" {
-			return nil, fmt.Errorf("s3: open bucket %q: no region: set AWS_REGION or the region in the configuration: %w", cfg.Bucket, messages.ErrRejected)
-		}
 		loaded.Region = "us-east-1"
+	}
+	if cfg.Timeout < 0 {
+		return nil, fmt.Errorf("s3: open bucket %q: timeout %v is negative: %w", cfg.Bucket, cfg.Timeout, messages.ErrRejected)
 	}
 	s, err := New(s3.NewFromConfig(loaded, func(o *s3.Options) {
 		if cfg.Endpoint != "" {
@@ -180,6 +196,9 @@ func (s *Store) Get(ctx context.Context, key string, from int64) (io.ReadCloser,
 		if httpStatus(err) == http.StatusRequestedRangeNotSatisfiable {
 			return s.getEnd(ctx, op, name, from, o)
 		}
+		if s.absent(ctx, name, err, &o.Requests) {
+			return nil, messages.Object{}, fmt.Errorf("s3: %s: %w: there is no such object", op, messages.ErrNotFound)
+		}
 		return nil, messages.Object{}, s.failed(ctx, op, err)
 	}
 	guard.rest()
@@ -201,6 +220,20 @@ func (s *Store) Get(ctx context.Context, key string, from int64) (io.ReadCloser,
 		}
 	}
 	return body, o, nil
+}
+
+// absent reports whether a refusal only means that there is no such object: who may list
+// no more than a folder, as `pipeline s3-policy` has it, is told 403 by Amazon where others are
+// told 404.
+func (s *Store) absent(ctx context.Context, name *string, err error, requests *int64) bool {
+	if httpStatus(err) != http.StatusForbidden || errorCode(err) != "AccessDenied" || ctx.Err() != nil {
+		return false
+	}
+	call, cancel, _ := s.guarded(ctx)
+	defer cancel()
+	out, err := s.client.ListObjectsV2(call, &s3.ListObjectsV2Input{Bucket: &s.bucket, Prefix: name, MaxKeys: aws.Int32(1)}, counted(requests))
+	// The key itself sorts first among those that begin like it.
+	return err == nil && (len(out.Contents) == 0 || aws.ToString(out.Contents[0].Key) != *name)
 }
 
 // getEnd answers a Get from the object's end on, which is no range to S3.

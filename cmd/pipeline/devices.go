@@ -59,7 +59,7 @@ func (a *app) tellDevices(f tidemark.Fleet) {
 		for _, r := range []struct {
 			is   bool
 			text string
-		}{{d.This, "this device"}, {d.BigBrother, "Big Brother"}, {d.HoldsBackPurge, "holds back the removal of old tombstones"}} {
+		}{{d.Forgotten, "forgotten"}, {d.This, "this device"}, {d.BigBrother, "Big Brother"}, {d.HoldsBackPurge, "holds back the removal of old tombstones"}} {
 			if r.is {
 				text = append(text, r.text)
 			}

@@ -183,7 +183,7 @@ func (a *app) root() *cobra.Command {
 	cobra.EnableCommandSorting = false // they stand in the order of their use
 	root.AddCommand(
 		a.demo(), a.attach(), a.sync(), a.run(), a.restore(), a.verify(), a.snapshots(), a.keygen(), a.status(), a.trace(), a.doctor(), a.devices(),
-		a.conflicts(), a.failed(), a.topology(), a.firestoreConfig(),
+		a.conflicts(), a.failed(), a.forget(), a.firestoreConfig(), a.policy(), a.topology(),
 		&cobra.Command{
 			Use: "version", Short: "say which version this is", Args: noArguments,
 			RunE: func(*cobra.Command, []string) error {
