@@ -333,3 +333,27 @@ func TestAnOperatorsCredentialsAreWarnedOf(t *testing.T) {
 		t.Errorf("doctor finds\n%s", got)
 	}
 }
+
+// The owner may have a device, or everything, forgotten, and nobody else.
+func TestForgetUnderRules(t *testing.T) {
+	f := newRuledFleet(t, forgetSchema)
+	a, b := f.device("a", eager()...), f.device("b")
+	a.exec(`INSERT INTO notes (name) VALUES ('one'), ('two')`)
+	rounds(2, a, b)
+	a.exec(`DELETE FROM notes WHERE name = 'two'`)
+	rounds(2, a, b)
+	if _, err := b.p.Forget(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.syncs(tidemark.ErrForgotten)
+	a.sync()
+	bob := f.as(f.user("bob"))
+	if _, err := tidemark.ForgetScope(t.Context(), bob, nil); !errors.Is(err, tidemark.ErrUnauthorized) {
+		t.Errorf("somebody else forgets the scope: %v, want ErrUnauthorized", err)
+	}
+	if _, err := tidemark.ForgetScope(t.Context(), f.remote(), f.store()); err != nil {
+		t.Fatal(err)
+	}
+	wantNothingLeft(t, f.fleet)
+	a.syncs(tidemark.ErrForgotten)
+}
