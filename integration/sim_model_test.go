@@ -220,9 +220,8 @@ func (m *simModel) observe(d *simDevice, before, after map[string]simRow, touche
 // land remembers a version that the server has.
 func (m *simModel) land(doc *messages.Document) {
 	if b, ok := doc.Fields["b"].(string); ok {
-		if doc.Deleted {
+		if doc.Deleted { // with the last data
 			m.landed[b+" deleted"] = true
-			return
 		}
 		if t := m.schema.table(doc.Table); t != nil {
 			m.landed[b+" "+fieldsValue(t, doc.Fields)] = true
@@ -280,12 +279,22 @@ func (m *simModel) lose(d *simDevice, since time.Time) {
 				continue
 			}
 			if e.deleted {
-				e.lost = !m.landed[b+" deleted"]
+				e.lost = !m.landed[b+" deleted"] && !m.inherited(b)
 			} else {
 				e.lost = !m.landed[b+" "+e.value]
 			}
 		}
 	}
+}
+
+// inherited: the server has the row that took this one's place, and its document.
+func (m *simModel) inherited(b string) bool {
+	for heir, h := range m.rows {
+		if slices.Contains(h.from, b) && slices.ContainsFunc(h.events, func(e simEvent) bool { return m.landed[heir+" "+e.value] }) {
+			return true
+		}
+	}
+	return false
 }
 
 // check holds the rows that everybody has in the end against what users did.

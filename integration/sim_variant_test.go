@@ -189,7 +189,7 @@ var simVariants = []simVariant{
 		}
 		return nil
 	}},
-	{name: "a create does not demand that there is no document (H5)", focus: &simFocus{faults: overtaken, weights: map[simKind]int{simEdit: 50, simSync: 40, simClone: 10}}, remote: altered(func(_ *simWorld, d *simDevice, a *simAltered) {
+	{name: "a create does not demand that there is no document (H5)", focus: &simFocus{schemas: []string{"lists", "policies"}, faults: overtaken, weights: map[simKind]int{simEdit: 50, simSync: 25, simClone: 25}}, remote: altered(func(_ *simWorld, d *simDevice, a *simAltered) {
 		a.commit = func(ctx context.Context, c *messages.Commit) {
 			expectNow(ctx, d, c, func(w *messages.Write) bool { return w.Expect == 0 })
 		}
