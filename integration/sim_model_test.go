@@ -220,8 +220,9 @@ func (m *simModel) observe(d *simDevice, before, after map[string]simRow, touche
 // land remembers a version that the server has.
 func (m *simModel) land(doc *messages.Document) {
 	if b, ok := doc.Fields["b"].(string); ok {
-		if doc.Deleted { // with the last data
+		if doc.Deleted {
 			m.landed[b+" deleted"] = true
+			return
 		}
 		if t := m.schema.table(doc.Table); t != nil {
 			m.landed[b+" "+fieldsValue(t, doc.Fields)] = true
@@ -281,7 +282,7 @@ func (m *simModel) lose(d *simDevice, since time.Time) {
 			if e.deleted {
 				e.lost = !m.landed[b+" deleted"] && !m.inherited(b)
 			} else {
-				e.lost = !m.landed[b+" "+e.value]
+				e.lost = !m.landed[b+" "+e.value] && !m.kept[b+" "+e.value]
 			}
 		}
 	}
