@@ -205,6 +205,34 @@ func TestAnOldCopyOfAFileBehindTheFence(t *testing.T) {
 	})
 }
 
+// A copy of a file has a row that was not yet uploaded; when it is first synced, the row
+// has been uploaded, deleted and purged. Who knows the delete deletes it again.
+func TestALateCreateOfWhatWasPurged(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		f := newFleet(t, treeSchema)
+		a, b := f.device("a", tidemark.WithBackup(1, time.Hour, 0), tidemark.WithDailySnapshots(0)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 0))
+		a.exec(`INSERT INTO parent (name) VALUES ('stays'), ('goes')`)
+		path := filepath.Join(f.dir, "copy.db")
+		a.exec(`VACUUM INTO ?`, path)
+		rounds(2, a, b)
+		<-time.After(time.Second)
+		b.exec(`DELETE FROM parent WHERE name = 'goes'`)
+		for range 3 {
+			aDay(b, a)
+		}
+		if n := f.deletedDocuments(); n != 0 {
+			t.Fatalf("%d tombstones are left", n)
+		}
+		old := f.on(path, openDB(t, path))
+		old.exec(`INSERT INTO parent (name) VALUES ('new in the copy')`)
+		rounds(3, old, a, b)
+		same(t, a, b, old)
+		if got := names(t, a, "parent"); got != "[new in the copy stays]" {
+			t.Errorf("parents: %s", got)
+		}
+	})
+}
+
 func TestADownloadThatDeletesMuchAsks(t *testing.T) {
 	f := newFleet(t, treeSchema)
 	a := f.device("a")

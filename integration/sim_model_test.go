@@ -280,12 +280,22 @@ func (m *simModel) lose(d *simDevice, since time.Time) {
 				continue
 			}
 			if e.deleted {
-				e.lost = !m.landed[b+" deleted"]
+				e.lost = !m.landed[b+" deleted"] && !m.inherited(b)
 			} else {
-				e.lost = !m.landed[b+" "+e.value]
+				e.lost = !m.landed[b+" "+e.value] && !m.kept[b+" "+e.value]
 			}
 		}
 	}
+}
+
+// inherited: the server has the row that took this one's place, and its document.
+func (m *simModel) inherited(b string) bool {
+	for heir, h := range m.rows {
+		if slices.Contains(h.from, b) && slices.ContainsFunc(h.events, func(e simEvent) bool { return m.landed[heir+" "+e.value] }) {
+			return true
+		}
+	}
+	return false
 }
 
 // check holds the rows that everybody has in the end against what users did.

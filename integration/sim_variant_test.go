@@ -189,7 +189,7 @@ var simVariants = []simVariant{
 		}
 		return nil
 	}},
-	{name: "a create does not demand that there is no document (H5)", focus: &simFocus{faults: overtaken, weights: map[simKind]int{simEdit: 50, simSync: 40, simClone: 10}}, remote: altered(func(_ *simWorld, d *simDevice, a *simAltered) {
+	{name: "a create does not demand that there is no document (H5)", focus: &simFocus{schemas: []string{"lists", "policies"}, faults: overtaken, weights: map[simKind]int{simEdit: 50, simSync: 25, simClone: 25}}, remote: altered(func(_ *simWorld, d *simDevice, a *simAltered) {
 		a.commit = func(ctx context.Context, c *messages.Commit) {
 			expectNow(ctx, d, c, func(w *messages.Write) bool { return w.Expect == 0 })
 		}
@@ -233,7 +233,7 @@ var simVariants = []simVariant{
 	{from: 3, name: "a child that waits for its parent is forgotten", opened: statements(
 		`CREATE TRIGGER IF NOT EXISTS variant_inbox AFTER INSERT ON tidemark_inbox WHEN NEW.kind = 'waiting' BEGIN DELETE FROM tidemark_inbox WHERE documentId = NEW.documentId; END`,
 	)},
-	{name: "tombstones are forgotten once they are up", focus: &simFocus{weights: map[simKind]int{simEdit: 45, simSync: 35, simRestore: 6, simClone: 4, simNew: 4, simVanish: 6}}, after: func(_ *simWorld, d *simDevice) error {
+	{name: "tombstones are forgotten once they are up", focus: &simFocus{schemas: []string{"lists", "triggers"}, weights: map[simKind]int{simEdit: 40, simSync: 30, simClone: 10, simWait: 20}}, after: func(_ *simWorld, d *simDevice) error {
 		_, err := d.app.Exec(`DELETE FROM tidemark_tombstones WHERE isDirty = 0`)
 		return err
 	}},
@@ -247,7 +247,7 @@ var simVariants = []simVariant{
 			}
 		}
 	})},
-	{name: "a cut of two moments is settled as if it were one", focus: &simFocus{faults: []string{"the request is lost", "the answer is cut off", "another device syncs before"}, weights: map[simKind]int{simEdit: 45, simSync: 45, simNew: 10}}, opened: statements(
+	{name: "a cut of two moments is settled as if it were one", focus: &simFocus{schemas: []string{"lists", "circles", "triggers"}, faults: []string{"the process dies before", "the process dies after", "cancelled after"}, weights: map[simKind]int{simEdit: 45, simSync: 45, simNew: 10}}, opened: statements(
 		`CREATE TRIGGER IF NOT EXISTS tidemark_variant_cut AFTER UPDATE OF cutBroken, firstAt ON tidemark_state WHEN NEW.cutBroken = 1 BEGIN UPDATE tidemark_state SET cutBroken = 0, firstAt = checkedAt; END`,
 	)},
 	{name: "a parent's tombstone does not wait for the rows that left it", focus: &simFocus{schemas: []string{"lists", "circles", "policies"}, faults: overtaken, weights: map[simKind]int{simEdit: 50, simSync: 50}}, opened: statements(

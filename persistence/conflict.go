@@ -115,8 +115,14 @@ func (a *applier) againstTombstone(d *messages.Document) (out outcome, done bool
 		return applied, true, a.keepConflict(nil, d, "local", "changed after it was merged into document "+survivor)
 	}
 	localWins, why := a.p.options.localWins(on, a.me, d.UpdatedOn, d.UpdatedBy)
-	if dirty && localWins {
-		if err := a.tx.exec(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ?, updatedBy = ?,
+	late := !dirty && d.UpdatedOn < on
+	if late {
+		// Whoever writes on top of a tombstone stamps it later than that. So it was purged,
+		// and this is a create or an edit from before the delete.
+		why = "the delete is later"
+	}
+	if dirty && localWins || late {
+		if err := a.tx.exec(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ?, isDirty = 1, updatedBy = ?,
 			updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END WHERE tableName = ? AND clientId = ?`,
 			d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, a.p.t.Name, d.ID); err != nil {
 			return 0, true, err
