@@ -12,14 +12,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/klauspost/compress/zstd"
 	"github.com/uptrace/bun"
 	"github.com/uptrace/bun/dialect/sqlitedialect"
 
 	tidemark "github.com/tidemark-sync/tidemark"
-	"github.com/tidemark-sync/tidemark/adapters/age"
 	"github.com/tidemark-sync/tidemark/messages"
 	"github.com/tidemark-sync/tidemark/persistence"
 )
@@ -126,15 +123,6 @@ func (s *snapshots) take(ctx context.Context) (int64, error) {
 	return snap.Size, s.local.BackedUp(ctx, snap)
 }
 
-// restoration is the current snapshot as it was downloaded.
-func (s *snapshots) restoration(open persistence.Opener) persistence.Restoration {
-	r := persistence.Restoration{Snapshot: s.current, Open: open}
-	for _, p := range s.current.Chain() {
-		r.Objects = append(r.Objects, filepath.Join(s.dir, p.Generation))
-	}
-	return r
-}
-
 // What one percent of changed rows costs to upload, beside a whole snapshot.
 func BenchmarkSnapshotBytes(b *testing.B) {
 	for _, what := range []struct{ name, change string }{
@@ -167,115 +155,4 @@ func BenchmarkSnapshotBytes(b *testing.B) {
 			}
 		})
 	}
-}
-
-// A whole snapshot beside VACUUM INTO and zstd at its default level, and a restore
-// beside decompressing that file, one after the other in one run. A restore also checks
-// every row and every index; unpack is what it takes until then.
-func BenchmarkSnapshot(b *testing.B) {
-	for _, what := range []string{"open", "encrypted"} {
-		b.Run(what, func(b *testing.B) {
-			db := snapshotDatabase(b, snapshotRows)
-			local, err := persistence.Open(b.Context(), db, persistence.DeviceInfo{})
-			if err != nil {
-				b.Fatal(err)
-			}
-			path, err := local.Path(b.Context())
-			if err != nil {
-				b.Fatal(err)
-			}
-			var key persistence.Encryption
-			if what == "encrypted" {
-				file, _, err := age.Generate()
-				if err != nil {
-					b.Fatal(err)
-				}
-				if key, err = age.New(age.Config{Identities: []string{file}}); err != nil {
-					b.Fatal(err)
-				}
-			}
-			local.ForSnapshots("", key)
-			var made, unpacked, restored ratio
-			var size int64
-			for b.Loop() {
-				dir := b.TempDir()
-				plain, packed := filepath.Join(dir, "plain.db"), filepath.Join(dir, "plain.zst")
-				made.raw = append(made.raw, timed(b, func() error {
-					run(b, db, `VACUUM INTO ?`, plain)
-					return compress(plain, packed)
-				}))
-				s := &snapshots{local: local, dir: dir}
-				_ = os.Remove(path + ".tidemark-pages")
-				made.ours = append(made.ours, timed(b, func() error { _, err := s.take(b.Context()); return err }))
-				raw := timed(b, func() error { return decompress(packed, filepath.Join(dir, "plain2.db")) })
-				r := s.restoration(openerOf(b))
-				r.Encryption = key
-				begun, until := time.Now(), time.Duration(0)
-				r.Tell = func(phase string, _, _ int64) {
-					if phase == persistence.PhaseCheck {
-						until = time.Since(begun)
-					}
-				}
-				all := timed(b, func() error {
-					_, _, err := r.Install(b.Context(), filepath.Join(dir, "restored.db"))
-					return err
-				})
-				unpacked.raw, unpacked.ours = append(unpacked.raw, raw), append(unpacked.ours, until)
-				restored.raw, restored.ours = append(restored.raw, raw), append(restored.ours, all)
-				size = s.current.RawSize
-				if err := os.RemoveAll(dir); err != nil {
-					b.Fatal(err)
-				}
-			}
-			for name, r := range map[string]ratio{"snapshot": made, "unpack": unpacked, "restore": restored} {
-				b.ReportMetric(median(r.raw).Seconds()/median(r.ours).Seconds(), name+"-ratio")
-				b.ReportMetric(float64(size)/1e6/median(r.ours).Seconds(), name+"-MB/s")
-			}
-			b.ReportMetric(0, "ns/op")
-		})
-	}
-}
-
-func compress(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.Create(to)
-	if err != nil {
-		return err
-	}
-	z, err := zstd.NewWriter(out)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(z, in); err != nil {
-		return err
-	}
-	if err := z.Close(); err != nil {
-		return err
-	}
-	return out.Close()
-}
-
-func decompress(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	z, err := zstd.NewReader(in)
-	if err != nil {
-		return err
-	}
-	defer z.Close()
-	out, err := os.Create(to)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(out, z); err != nil {
-		return err
-	}
-	return out.Close()
 }

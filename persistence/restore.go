@@ -97,6 +97,9 @@ func (r Restoration) Install(ctx context.Context, path string) (id string, kept 
 		return "", false, err
 	}
 	r.tell(PhaseInstall, 0, 1)
+	if err := syncFile(tmp); err != nil {
+		return "", false, fmt.Errorf("write the restored file: %w", explain(err))
+	}
 	if kept, err = r.destination(ctx, path); err != nil { // somebody may have written meanwhile
 		return "", false, err
 	}
@@ -300,6 +303,16 @@ func retire(ctx context.Context, path string, open Opener) (err error) {
 		return fmt.Errorf("%s is in use: close the programs that have it open and try again: %w", path, errors.Join(ErrLocked, err))
 	}
 	return nil
+}
+
+// syncFile puts on disk what was written to a file, by whatever program. SQLite has it
+// closed: no lock is lost.
+func syncFile(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 func syncDir(dir string) error {

@@ -3,6 +3,7 @@ package servers
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"os"
 	"os/exec"
@@ -34,7 +35,7 @@ func Firestore(t testing.TB) string {
 	p, err := firestore.get(func() (*process, error) {
 		return start("the Firestore emulator", "/", func(port int) *exec.Cmd {
 			// The heap holds all documents with their indexes: 256 MB end at about 20,000.
-			return exec.Command(java, "-Xmx768m", "-XX:+UseSerialGC", "-cp", jar,
+			return exec.Command(java, "-Xmx"+cmp.Or(os.Getenv("TIDEMARK_FIRESTORE_EMULATOR_HEAP"), "768m"), "-XX:+UseSerialGC", "-cp", jar,
 				"com.google.cloud.datastore.emulator.firestore.CloudFirestore",
 				"--host=127.0.0.1", "--port="+strconv.Itoa(port))
 		})
