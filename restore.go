@@ -126,7 +126,7 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 		return out, fmt.Errorf("restore: %w", err)
 	}
 	download := path + ".tidemark-download"
-	r, err := s.fetch(ctx, store, open, download, &out.Store)
+	r, err := s.fetch(ctx, store, open, download, path, &out.Store)
 	if err == nil {
 		var kept bool
 		if s.keep {
@@ -165,7 +165,7 @@ func Verify(ctx context.Context, store SnapshotStore, opts ...RestoreOption) (ou
 		return out, fmt.Errorf("verify: make room: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	r, err := s.fetch(ctx, store, open, filepath.Join(dir, "download"), &out.Store)
+	r, err := s.fetch(ctx, store, open, filepath.Join(dir, "download"), "", &out.Store)
 	if err == nil {
 		err = r.Verify(ctx, dir)
 	}
@@ -176,8 +176,9 @@ func Verify(ctx context.Context, store SnapshotStore, opts ...RestoreOption) (ou
 	return out, nil
 }
 
-// fetch chooses a snapshot and downloads its objects into a folder.
-func (s restoreSettings) fetch(ctx context.Context, store SnapshotStore, open persistence.Opener, dir string, use *messages.StoreUse) (persistence.Restoration, error) {
+// fetch chooses a snapshot and downloads its objects into a folder. path, unless empty,
+// is the file that it would replace.
+func (s restoreSettings) fetch(ctx context.Context, store SnapshotStore, open persistence.Opener, dir, path string, use *messages.StoreUse) (persistence.Restoration, error) {
 	r := persistence.Restoration{Open: open, Encryption: s.encryption, Scope: s.scope, Tell: s.progress}
 	m, _, err := stages.ReadManifest(ctx, store, use)
 	if errors.Is(err, messages.ErrNotFound) {
@@ -191,6 +192,11 @@ func (s restoreSettings) fetch(ctx context.Context, store SnapshotStore, open pe
 	}
 	if err := r.Acceptable(); err != nil {
 		return r, err
+	}
+	if path != "" && s.generation == "" && s.asOf.IsZero() {
+		if err := persistence.CheckNewest(ctx, path, r.Snapshot, open); err != nil {
+			return r, err
+		}
 	}
 	r.Objects, err = persistence.Fetch(ctx, store, r.Snapshot, dir, use, func(done, total int64) { s.progress(PhaseDownload, done, total) })
 	return r, err
