@@ -5,10 +5,13 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -123,7 +126,9 @@ func (s *snapshots) take(ctx context.Context) (int64, error) {
 	return snap.Size, s.local.BackedUp(ctx, snap)
 }
 
-// What one percent of changed rows costs to upload, beside a whole snapshot.
+// What one percent of changed rows costs to upload, beside a whole snapshot and beside
+// litestream, when that is in PATH: the log that it writes for the same edits, without
+// its compactions, which upload some of that again.
 func BenchmarkSnapshotBytes(b *testing.B) {
 	for _, what := range []struct{ name, change string }{
 		{"appended", `INSERT INTO item (name, n, body) SELECT name || ' again', n, substr(body, 100) || substr(body, 1, 100) FROM item WHERE id % 100 = 7`},
@@ -140,6 +145,8 @@ func BenchmarkSnapshotBytes(b *testing.B) {
 				s := &snapshots{local: local, dir: b.TempDir()}
 				var whole, changes int64
 				timed(b, func() (err error) { whole, err = s.take(b.Context()); return err })
+				log := newLitestream(b, db)
+				log.upload(b)
 				run(b, db, what.change)
 				acknowledge(b, db)
 				took := timed(b, func() (err error) { changes, err = s.take(b.Context()); return err })
@@ -150,9 +157,66 @@ func BenchmarkSnapshotBytes(b *testing.B) {
 				b.ReportMetric(float64(whole)/1e6, "whole-MB")
 				b.ReportMetric(float64(changes)/1e6, "changes-MB")
 				b.ReportMetric(float64(whole)/float64(changes), "times-less")
+				if log != nil {
+					n := log.upload(b)
+					b.ReportMetric(float64(n)/1e6, "litestream-MB")
+					b.ReportMetric(float64(n)/float64(changes), "litestream-times")
+				}
 				b.ReportMetric(took.Seconds(), "s/changes")
 				b.ReportMetric(0, "ns/op")
 			}
 		})
 	}
+}
+
+// litestream is one that replicates a database into a folder.
+type litestream struct{ program, db, replica string }
+
+// newLitestream is nil where the program is missing.
+func newLitestream(b *testing.B, db *bun.DB) *litestream {
+	b.Helper()
+	program, err := exec.LookPath("litestream")
+	if err != nil {
+		b.Log("NOT COMPARED with litestream: go build -modfile=.ci/bench.mod -o DIR github.com/benbjohnson/litestream/cmd/litestream, and put DIR into PATH")
+		return nil
+	}
+	var seq int
+	var name, path string
+	if err := db.DB.QueryRowContext(b.Context(), `SELECT seq, name, file FROM pragma_database_list WHERE name = 'main'`).Scan(&seq, &name, &path); err != nil {
+		b.Fatal(err)
+	}
+	return &litestream{program, path, filepath.Join(b.TempDir(), "replica")}
+}
+
+// upload replicates what is new and counts its bytes. The database stays open
+// meanwhile, else its log would end and litestream begin anew.
+func (l *litestream) upload(b *testing.B) (bytes int64) {
+	b.Helper()
+	if l == nil {
+		return 0
+	}
+	before := l.size(b)
+	if err := shell(b.Context(), []string{l.program, "replicate", "-once", l.db, "file://" + l.replica}); err != nil {
+		b.Fatal(err)
+	}
+	return l.size(b) - before
+}
+
+func (l *litestream) size(b *testing.B) (bytes int64) {
+	b.Helper()
+	err := filepath.WalkDir(l.replica, func(_ string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		bytes += info.Size()
+		return err
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return bytes
 }
