@@ -100,8 +100,9 @@ func restoring(opts []RestoreOption) (restoreSettings, persistence.Opener, error
 // Restore puts the newest snapshot in place of the file at path: a new login, or a
 // lost device. It is checked first (checksum, integrity, foreign keys, version) and
 // gets an installation id of its own; until then nothing at path is touched. A file
-// there with rows that were never uploaded is refused with ErrUnsynced. A download
-// that was cut off goes on where it was, also in another process. The next Sync
+// there with rows that were never uploaded is refused with ErrUnsynced, and one that
+// knows a newer snapshot than the store's newest with ErrRolledBack. A download that was
+// cut off goes on where it was, also in another process. The next Sync
 // downloads what came after the snapshot.
 func Restore(ctx context.Context, path string, store SnapshotStore, opts ...RestoreOption) (Restored, error) {
 	var out Restored

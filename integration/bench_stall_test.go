@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -22,10 +21,10 @@ import (
 
 // stall is what a snapshot under a writer came to.
 type stall struct {
-	File, Object  int64 // bytes
-	Took          time.Duration
-	Alone, Beside []time.Duration // one write each
-	PeakMade      int64           // bytes resident
+	File, Object        int64 // bytes
+	Took                time.Duration
+	Alone, Beside       []time.Duration // one write each
+	PeakAlone, PeakMade int64           // bytes resident
 }
 
 // A whole snapshot while the application writes a row every two milliseconds: the
@@ -52,7 +51,7 @@ func BenchmarkStall(b *testing.B) {
 			for _, key := range []string{"open", "passphrase"} {
 				b.Run(key, func(b *testing.B) {
 					var alone, beside []time.Duration
-					var peak, size int64
+					var peakAlone, peak, size int64
 					var took time.Duration
 					for b.Loop() {
 						cmd := exec.CommandContext(b.Context(), os.Args[0], "-test.run=^TestStallChild$", "-test.v")
@@ -68,6 +67,7 @@ func BenchmarkStall(b *testing.B) {
 							b.Fatalf("%v\n%s", err, out)
 						}
 						alone, beside = append(alone, s.Alone...), append(beside, s.Beside...)
+						peakAlone = max(peakAlone, s.PeakAlone)
 						peak, size, took = max(peak, s.PeakMade), s.File, took+s.Took
 					}
 					slices.Sort(alone)
@@ -78,6 +78,7 @@ func BenchmarkStall(b *testing.B) {
 					b.ReportMetric(ms(beside[len(beside)*99/100]), "p99-ms")
 					b.ReportMetric(ms(beside[len(beside)-1]), "worst-ms")
 					b.ReportMetric(float64(len(beside)), "writes")
+					b.ReportMetric(float64(peakAlone)/(1<<20), "alone-MiB")
 					b.ReportMetric(float64(peak)/(1<<20), "peak-MiB")
 					b.ReportMetric(float64(size)*float64(b.N)/1e6/took.Seconds(), "MB/s")
 					b.ReportMetric(0, "ns/op")
@@ -104,7 +105,9 @@ func TestStallChild(t *testing.T) {
 	_ = os.Remove(path + ".tidemark-pages")
 	var s stall
 	s.Alone = writeUntil(t, writer, time.After(3*time.Second))
-	debug.FreeOSMemory()
+	if s.PeakAlone, err = peakResident(); err != nil {
+		t.Fatal(err)
+	}
 	ended := make(chan time.Time)
 	go func() {
 		defer close(ended)
