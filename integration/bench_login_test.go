@@ -111,7 +111,7 @@ func manyChinooks(b *testing.B, db *bun.DB, times int) (schema []string, rows in
 	if _, err := os.Stat(source); err != nil {
 		b.Fatal("put chinook.sqlite into ../shared/data beside the repository")
 	}
-	db.DB.SetMaxOpenConns(1) // ATTACH is a connection's own
+	db.SetMaxOpenConns(1) // ATTACH is a connection's own
 	run(b, db, `PRAGMA journal_mode = WAL`)
 	run(b, db, `ATTACH ? AS chinook`, source)
 	schema = column(b, db.DB, `SELECT sql FROM chinook.sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY type DESC, rowid`)
@@ -135,7 +135,7 @@ func manyChinooks(b *testing.B, db *bun.DB, times int) (schema []string, rows in
 		rows += n
 	}
 	run(b, db, `DETACH chinook`)
-	db.DB.SetMaxOpenConns(0)
+	db.SetMaxOpenConns(0)
 	return schema, rows
 }
 

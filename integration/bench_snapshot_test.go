@@ -145,7 +145,7 @@ func BenchmarkSnapshotBytes(b *testing.B) {
 				s := &snapshots{local: local, dir: b.TempDir()}
 				var whole, changes int64
 				timed(b, func() (err error) { whole, err = s.take(b.Context()); return err })
-				db.DB.SetMaxOpenConns(1)
+				db.SetMaxOpenConns(1)
 				run(b, db, `PRAGMA wal_checkpoint(TRUNCATE)`)
 				run(b, db, `PRAGMA wal_autocheckpoint = 0`) // litestream wants to do that itself
 				log := newLitestream(b, db)

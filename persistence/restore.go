@@ -237,7 +237,7 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 // newest, the newest one in the store, does not cover.
 func CheckNewest(ctx context.Context, path string, newest messages.Snapshot, open Opener) (err error) {
 	if st, err := os.Stat(path); err != nil || st.Size() == 0 {
-		return nil //nolint:nilerr // there is nothing that could know
+		return nil // there is nothing that could know
 	}
 	db, err := open(path)
 	if err != nil {
