@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tidemark-sync/tidemark/messages"
+	"github.com/tidemark-sync/tidemark/persistence"
 	"github.com/tidemark-sync/tidemark/stages"
 )
 
@@ -248,6 +249,12 @@ func (d *doctor) snapshot() {
 		return
 	}
 	s := m.Current
+	if d.db != nil {
+		if err := persistence.KnowsOf(d.ctx, d.db.DB, s); errors.Is(err, persistence.ErrRolledBack) {
+			d.problem("snapshot", "see who may write to the store; the next snapshot of a device that is in step mends it", "the newest one, %s, is older than one that this device knows: somebody put an older manifest back", s.Generation)
+			return
+		}
+	}
 	const another = "make a new one (pipeline sync on a device that is in step); restore an older one meanwhile (pipeline snapshots)"
 	objects, err := d.store.List(d.ctx, messages.SnapshotPrefix)
 	if err != nil {

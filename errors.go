@@ -54,6 +54,9 @@ var (
 	// ErrNoConditions: the snapshot store ignores conditional writes; see
 	// WithUnconditionalStore.
 	ErrNoConditions = stages.ErrNoConditions
+	// ErrRolledBack: the newest snapshot in the store is older than one that the file at
+	// the destination knows; name it to restore it all the same.
+	ErrRolledBack = persistence.ErrRolledBack
 	// ErrNewer: a snapshot was made by a newer version.
 	ErrNewer = persistence.ErrNewer
 	// ErrNoKey: a snapshot is encrypted and no key was given; ErrWrongKey: none of

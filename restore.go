@@ -100,8 +100,9 @@ func restoring(opts []RestoreOption) (restoreSettings, persistence.Opener, error
 // Restore puts the newest snapshot in place of the file at path: a new login, or a
 // lost device. It is checked first (checksum, integrity, foreign keys, version) and
 // gets an installation id of its own; until then nothing at path is touched. A file
-// there with rows that were never uploaded is refused with ErrUnsynced. A download
-// that was cut off goes on where it was, also in another process. The next Sync
+// there with rows that were never uploaded is refused with ErrUnsynced, and one that
+// knows a newer snapshot than the store's newest with ErrRolledBack. A download that was
+// cut off goes on where it was, also in another process. The next Sync
 // downloads what came after the snapshot.
 func Restore(ctx context.Context, path string, store SnapshotStore, opts ...RestoreOption) (Restored, error) {
 	var out Restored
@@ -126,7 +127,7 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 		return out, fmt.Errorf("restore: %w", err)
 	}
 	download := persistence.DownloadFolder(path)
-	r, err := s.fetch(ctx, store, open, download, &out.Store)
+	r, err := s.fetch(ctx, store, open, download, path, &out.Store)
 	if err == nil {
 		var kept bool
 		if s.keep {
@@ -165,7 +166,7 @@ func Verify(ctx context.Context, store SnapshotStore, opts ...RestoreOption) (ou
 		return out, fmt.Errorf("verify: make room: %w", err)
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	r, err := s.fetch(ctx, store, open, filepath.Join(dir, "download"), &out.Store)
+	r, err := s.fetch(ctx, store, open, filepath.Join(dir, "download"), "", &out.Store)
 	if err == nil {
 		err = r.Verify(ctx, dir)
 	}
@@ -176,8 +177,9 @@ func Verify(ctx context.Context, store SnapshotStore, opts ...RestoreOption) (ou
 	return out, nil
 }
 
-// fetch chooses a snapshot and downloads its objects into a folder.
-func (s restoreSettings) fetch(ctx context.Context, store SnapshotStore, open persistence.Opener, dir string, use *messages.StoreUse) (persistence.Restoration, error) {
+// fetch chooses a snapshot and downloads its objects into a folder. path, unless empty,
+// is the file that it would replace.
+func (s restoreSettings) fetch(ctx context.Context, store SnapshotStore, open persistence.Opener, dir, path string, use *messages.StoreUse) (persistence.Restoration, error) {
 	r := persistence.Restoration{Open: open, Encryption: s.encryption, Scope: s.scope, Tell: s.progress}
 	m, _, err := stages.ReadManifest(ctx, store, use)
 	if errors.Is(err, messages.ErrNotFound) {
@@ -191,6 +193,11 @@ func (s restoreSettings) fetch(ctx context.Context, store SnapshotStore, open pe
 	}
 	if err := r.Acceptable(); err != nil {
 		return r, err
+	}
+	if path != "" && s.generation == "" && s.asOf.IsZero() {
+		if err := persistence.CheckNewest(ctx, path, r.Snapshot, open); err != nil {
+			return r, err
+		}
 	}
 	r.Objects, err = persistence.Fetch(ctx, store, r.Snapshot, dir, use, func(done, total int64) { s.progress(PhaseDownload, done, total) })
 	return r, err

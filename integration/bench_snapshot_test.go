@@ -5,21 +5,21 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/klauspost/compress/zstd"
 	"github.com/uptrace/bun"
 	"github.com/uptrace/bun/dialect/sqlitedialect"
 
 	tidemark "github.com/tidemark-sync/tidemark"
-	"github.com/tidemark-sync/tidemark/adapters/age"
 	"github.com/tidemark-sync/tidemark/messages"
 	"github.com/tidemark-sync/tidemark/persistence"
 )
@@ -126,16 +126,9 @@ func (s *snapshots) take(ctx context.Context) (int64, error) {
 	return snap.Size, s.local.BackedUp(ctx, snap)
 }
 
-// restoration is the current snapshot as it was downloaded.
-func (s *snapshots) restoration(open persistence.Opener) persistence.Restoration {
-	r := persistence.Restoration{Snapshot: s.current, Open: open}
-	for _, p := range s.current.Chain() {
-		r.Objects = append(r.Objects, filepath.Join(s.dir, p.Generation))
-	}
-	return r
-}
-
-// What one percent of changed rows costs to upload, beside a whole snapshot.
+// What one percent of changed rows costs to upload, beside a whole snapshot and beside
+// litestream, when that is in PATH: the log that it writes for the same edits, without
+// its compactions, which upload some of that again.
 func BenchmarkSnapshotBytes(b *testing.B) {
 	for _, what := range []struct{ name, change string }{
 		{"appended", `INSERT INTO item (name, n, body) SELECT name || ' again', n, substr(body, 100) || substr(body, 1, 100) FROM item WHERE id % 100 = 7`},
@@ -152,6 +145,11 @@ func BenchmarkSnapshotBytes(b *testing.B) {
 				s := &snapshots{local: local, dir: b.TempDir()}
 				var whole, changes int64
 				timed(b, func() (err error) { whole, err = s.take(b.Context()); return err })
+				db.SetMaxOpenConns(1)
+				run(b, db, `PRAGMA wal_checkpoint(TRUNCATE)`)
+				run(b, db, `PRAGMA wal_autocheckpoint = 0`) // litestream wants to do that itself
+				log := newLitestream(b, db)
+				log.upload(b)
 				run(b, db, what.change)
 				acknowledge(b, db)
 				took := timed(b, func() (err error) { changes, err = s.take(b.Context()); return err })
@@ -162,6 +160,11 @@ func BenchmarkSnapshotBytes(b *testing.B) {
 				b.ReportMetric(float64(whole)/1e6, "whole-MB")
 				b.ReportMetric(float64(changes)/1e6, "changes-MB")
 				b.ReportMetric(float64(whole)/float64(changes), "times-less")
+				if log != nil {
+					n := log.upload(b)
+					b.ReportMetric(float64(n)/1e6, "litestream-MB")
+					b.ReportMetric(float64(n)/float64(changes), "litestream-times")
+				}
 				b.ReportMetric(took.Seconds(), "s/changes")
 				b.ReportMetric(0, "ns/op")
 			}
@@ -169,113 +172,54 @@ func BenchmarkSnapshotBytes(b *testing.B) {
 	}
 }
 
-// A whole snapshot beside VACUUM INTO and zstd at its default level, and a restore
-// beside decompressing that file, one after the other in one run. A restore also checks
-// every row and every index; unpack is what it takes until then.
-func BenchmarkSnapshot(b *testing.B) {
-	for _, what := range []string{"open", "encrypted"} {
-		b.Run(what, func(b *testing.B) {
-			db := snapshotDatabase(b, snapshotRows)
-			local, err := persistence.Open(b.Context(), db, persistence.DeviceInfo{})
-			if err != nil {
-				b.Fatal(err)
-			}
-			path, err := local.Path(b.Context())
-			if err != nil {
-				b.Fatal(err)
-			}
-			var key persistence.Encryption
-			if what == "encrypted" {
-				file, _, err := age.Generate()
-				if err != nil {
-					b.Fatal(err)
-				}
-				if key, err = age.New(age.Config{Identities: []string{file}}); err != nil {
-					b.Fatal(err)
-				}
-			}
-			local.ForSnapshots("", key)
-			var made, unpacked, restored ratio
-			var size int64
-			for b.Loop() {
-				dir := b.TempDir()
-				plain, packed := filepath.Join(dir, "plain.db"), filepath.Join(dir, "plain.zst")
-				made.raw = append(made.raw, timed(b, func() error {
-					run(b, db, `VACUUM INTO ?`, plain)
-					return compress(plain, packed)
-				}))
-				s := &snapshots{local: local, dir: dir}
-				_ = os.Remove(path + ".tidemark-pages")
-				made.ours = append(made.ours, timed(b, func() error { _, err := s.take(b.Context()); return err }))
-				raw := timed(b, func() error { return decompress(packed, filepath.Join(dir, "plain2.db")) })
-				r := s.restoration(openerOf(b))
-				r.Encryption = key
-				begun, until := time.Now(), time.Duration(0)
-				r.Tell = func(phase string, _, _ int64) {
-					if phase == persistence.PhaseCheck {
-						until = time.Since(begun)
-					}
-				}
-				all := timed(b, func() error {
-					_, _, err := r.Install(b.Context(), filepath.Join(dir, "restored.db"))
-					return err
-				})
-				unpacked.raw, unpacked.ours = append(unpacked.raw, raw), append(unpacked.ours, until)
-				restored.raw, restored.ours = append(restored.raw, raw), append(restored.ours, all)
-				size = s.current.RawSize
-				if err := os.RemoveAll(dir); err != nil {
-					b.Fatal(err)
-				}
-			}
-			for name, r := range map[string]ratio{"snapshot": made, "unpack": unpacked, "restore": restored} {
-				b.ReportMetric(median(r.raw).Seconds()/median(r.ours).Seconds(), name+"-ratio")
-				b.ReportMetric(float64(size)/1e6/median(r.ours).Seconds(), name+"-MB/s")
-			}
-			b.ReportMetric(0, "ns/op")
-		})
+// litestream is one that replicates a database into a folder.
+type litestream struct{ program, db, replica string }
+
+// newLitestream is nil where the program is missing.
+func newLitestream(b *testing.B, db *bun.DB) *litestream {
+	b.Helper()
+	program, err := exec.LookPath("litestream")
+	if err != nil {
+		b.Log("NOT COMPARED with litestream: go build -modfile=.ci/bench.mod -o DIR github.com/benbjohnson/litestream/cmd/litestream, and put DIR into PATH")
+		return nil
 	}
+	var seq int
+	var name, path string
+	if err := db.DB.QueryRowContext(b.Context(), `SELECT seq, name, file FROM pragma_database_list WHERE name = 'main'`).Scan(&seq, &name, &path); err != nil {
+		b.Fatal(err)
+	}
+	return &litestream{program, path, filepath.Join(b.TempDir(), "replica")}
 }
 
-func compress(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
+// upload replicates what is new and counts its bytes. The database stays open
+// meanwhile, else its log would end and litestream begin anew.
+func (l *litestream) upload(b *testing.B) (bytes int64) {
+	b.Helper()
+	if l == nil {
+		return 0
 	}
-	defer in.Close()
-	out, err := os.Create(to)
-	if err != nil {
-		return err
+	before := l.size(b)
+	if err := shell(b.Context(), []string{l.program, "replicate", "-once", l.db, "file://" + l.replica}); err != nil {
+		b.Fatal(err)
 	}
-	z, err := zstd.NewWriter(out)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(z, in); err != nil {
-		return err
-	}
-	if err := z.Close(); err != nil {
-		return err
-	}
-	return out.Close()
+	return l.size(b) - before
 }
 
-func decompress(from, to string) error {
-	in, err := os.Open(from)
+func (l *litestream) size(b *testing.B) (bytes int64) {
+	b.Helper()
+	err := filepath.WalkDir(l.replica, func(_ string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		bytes += info.Size()
+		return err
+	})
 	if err != nil {
-		return err
+		b.Fatal(err)
 	}
-	defer in.Close()
-	z, err := zstd.NewReader(in)
-	if err != nil {
-		return err
-	}
-	defer z.Close()
-	out, err := os.Create(to)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(out, z); err != nil {
-		return err
-	}
-	return out.Close()
+	return bytes
 }

@@ -155,7 +155,9 @@ func TestDamagedObjects(t *testing.T) {
 	for name, key := range map[string]tidemark.Encryption{"open": nil, "encrypted": key} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newBackedUp(t, newFleet(t, notesSchema), key)
+			f := newFleet(t, notesSchema)
+			onS3(t, f, name)
+			s := newBackedUp(t, f, key)
 			check := func(what string, want error) {
 				t.Helper()
 				if err := s.restore(t.Context()); !errors.Is(err, want) {
@@ -296,7 +298,9 @@ func TestForgedManifests(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newBackedUp(t, newFleet(t, notesSchema), key)
+			f := newFleet(t, notesSchema)
+			onS3(t, f, "forged")
+			s := newBackedUp(t, f, key)
 			putManifest(t, s.store(), c.change(t, s))
 			if err := s.restore(t.Context()); !errors.Is(err, c.want) {
 				t.Errorf("restore: %v", err)
@@ -344,12 +348,16 @@ func TestSnapshotsOfSomebodyElse(t *testing.T) {
 			m := bob.good // and the manifest says it is hers
 			m.Current.Scope = "alice"
 			putManifest(t, alice.store(), m)
-			if err := alice.restore(t.Context(), tidemark.RestoreScope("alice")); !errors.Is(err, tidemark.ErrDamaged) {
+			if err := alice.restore(t.Context()); !errors.Is(err, tidemark.ErrRolledBack) {
+				t.Errorf("over a file that knows her snapshots: %v", err)
+			}
+			named := tidemark.RestoreGeneration(m.Current.Generation)
+			if err := alice.restore(t.Context(), tidemark.RestoreScope("alice"), named); !errors.Is(err, tidemark.ErrDamaged) {
 				t.Errorf("a manifest with her name: %v", err)
 			}
 			alice.untouched(t)
 			putManifest(t, alice.store(), bob.good)
-			if err := alice.restore(t.Context()); err != nil {
+			if err := alice.restore(t.Context(), named); err != nil {
 				t.Fatal(err)
 			}
 			fooled := alice.on(alice.path, openDB(t, alice.path))
@@ -378,7 +386,9 @@ func packed(t *testing.T, text []byte, opts ...zstd.EOption) []byte {
 
 // A small object that would fill the disk, or the memory, does not get to it.
 func TestBombs(t *testing.T) {
-	s := newBackedUp(t, newFleet(t, notesSchema), nil)
+	f := newFleet(t, notesSchema)
+	onS3(t, f, "bombs")
+	s := newBackedUp(t, f, nil)
 	header, err := json.Marshal(func() messages.Header {
 		c := s.good.Current
 		c.Parts, c.RawSize = nil, 4096
@@ -432,11 +442,19 @@ func TestAnOlderManifestIsNoticed(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newBackedUp(t, newFleet(t, notesSchema), nil)
+			f := newFleet(t, notesSchema)
+			onS3(t, f, "rollback")
+			s := newBackedUp(t, f, nil)
 			older := get(t, s.store(), messages.ManifestKey)
 			s.a.exec(`UPDATE note SET title = 'newer' WHERE id % 100 = 1`)
 			s.a.sync()
 			rollBack(t, s, older)
+			if name == "is older" {
+				want(t, s.a.doctor(s.remote(), s.store()), "older than one that this device knows")
+				if _, err := tidemark.Restore(t.Context(), s.a.path, s.store()); !errors.Is(err, tidemark.ErrRolledBack) {
+					t.Errorf("a restore over a file that knows better: %v", err)
+				}
+			}
 			s.a.exec(`UPDATE note SET title = 'newest' WHERE id % 100 = 1`)
 			r := s.a.sync()
 			if r.Snapshot == nil || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], name) {

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	tidemark "github.com/tidemark-sync/tidemark"
 	"github.com/tidemark-sync/tidemark/adapters/file"
+	"github.com/tidemark-sync/tidemark/integration/servers"
 	"github.com/tidemark-sync/tidemark/messages"
 )
 
@@ -184,12 +186,16 @@ func TestKilledChild(t *testing.T) {
 		return // TestKilled asks
 	}
 	dir := os.Getenv("TIDEMARK_TEST_DIR")
-	store, err := file.OpenStore(filepath.Join(dir, "store"))
+	var bucket servers.S3Server
+	if err := json.Unmarshal([]byte(os.Getenv("TIDEMARK_TEST_BUCKET")), &bucket); err != nil {
+		t.Fatal(err)
+	}
+	store, err := openBucket(t.Context(), bucket, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if slices.Contains(killedSyncs, at) {
-		f := onFiles(t, dir)
+		f := lasting(t, dir, bucket)
 		f.store = func() tidemark.SnapshotStore { return deadly{store, at} }
 		path := filepath.Join(dir, "a.db")
 		f.on(path, openDB(t, path), eager()...).sync()
@@ -205,8 +211,8 @@ func TestKilledChild(t *testing.T) {
 	die()
 }
 
-// onFiles is a fleet whose server and bucket outlive a process.
-func onFiles(t *testing.T, dir string) *fleet {
+// lasting is a fleet whose server and bucket outlive a process.
+func lasting(t *testing.T, dir string, bucket servers.S3Server) *fleet {
 	t.Helper()
 	f := newFleet(t, notesSchema)
 	f.dir, f.server = dir, nil
@@ -219,25 +225,29 @@ func onFiles(t *testing.T, dir string) *fleet {
 		return r
 	}
 	f.store = func() tidemark.SnapshotStore {
-		s, err := file.OpenStore(filepath.Join(dir, "store"))
+		s, err := openBucket(t.Context(), bucket, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = s.Close() })
 		return s
 	}
 	return f
 }
 
-// A process that is killed while it backs up or restores leaves a snapshot that
+// A process that is killed while it backs up to a real S3 server, or restores, leaves a snapshot that
 // restores, a whole file, and nothing that the next one does not clear away.
 func TestKilled(t *testing.T) {
 	for _, at := range slices.Concat(killedSyncs, killedRestores) {
 		t.Run(at, func(t *testing.T) {
-			s := newBackedUp(t, onFiles(t, t.TempDir()), nil)
+			bucket := servers.S3(t)
+			address, err := json.Marshal(bucket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := newBackedUp(t, lasting(t, t.TempDir(), bucket), nil)
 			s.a.edits(newRand(7), 3)
 			child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKilledChild$", "-test.v")
-			child.Env = append(os.Environ(), killAt+"="+at, "TIDEMARK_TEST_DIR="+s.dir)
+			child.Env = append(os.Environ(), killAt+"="+at, "TIDEMARK_TEST_DIR="+s.dir, "TIDEMARK_TEST_BUCKET="+string(address))
 			out, err := child.CombinedOutput()
 			if status, ok := child.ProcessState.Sys().(syscall.WaitStatus); err == nil || !ok || status.Signal() != syscall.SIGKILL {
 				t.Fatalf("the child was not killed: %v\n%s", err, out)

@@ -39,7 +39,7 @@ func get(t *testing.T, store tidemark.SnapshotStore, key string) []byte {
 	return raw
 }
 
-func put(t *testing.T, store tidemark.SnapshotStore, key string, body []byte) {
+func put(t testing.TB, store tidemark.SnapshotStore, key string, body []byte) {
 	t.Helper()
 	if _, err := store.Put(t.Context(), key, bytes.NewReader(body), messages.Condition{}); err != nil {
 		t.Fatal(err)
@@ -55,7 +55,7 @@ func manifest(t *testing.T, store tidemark.SnapshotStore) messages.Manifest {
 	return m
 }
 
-func putManifest(t *testing.T, store tidemark.SnapshotStore, m messages.Manifest) {
+func putManifest(t testing.TB, store tidemark.SnapshotStore, m messages.Manifest) {
 	t.Helper()
 	raw, err := json.Marshal(m)
 	if err != nil {

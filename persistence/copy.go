@@ -1,7 +1,6 @@
 package persistence
 
 import (
-	"bufio"
 	"context"
 	"database/sql"
 	"encoding/binary"
@@ -25,26 +24,12 @@ func copyPages(ctx context.Context, c *sql.Conn, path string) (done bool, err er
 		return false, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	out := bufio.NewWriterSize(f, 1<<20)
-	rows, err := c.QueryContext(ctx, `SELECT pgno, data FROM sqlite_dbpage('main') ORDER BY pgno`)
+	out := newWriteBehind(f, 256<<10)
+	pages, err := eachPage(ctx, c, n, out)
+	if cerr := out.Close(); err == nil {
+		err = cerr
+	}
 	if err != nil {
-		return false, err
-	}
-	defer rows.Close()
-	var pages, number int64
-	var page sql.RawBytes
-	for rows.Next() {
-		if err := rows.Scan(&number, &page); err != nil {
-			return false, err
-		}
-		if pages++; number != pages || len(page) != n {
-			return false, fmt.Errorf("page %d is not where it belongs: check the database with PRAGMA integrity_check", pages)
-		}
-		if _, err := out.Write(page); err != nil {
-			return false, err
-		}
-	}
-	if err := errors.Join(rows.Err(), out.Flush()); err != nil {
 		return false, err
 	}
 	// No write-ahead log belongs to the copy.
@@ -52,6 +37,29 @@ func copyPages(ctx context.Context, c *sql.Conn, path string) (done bool, err er
 		return false, err
 	}
 	return true, emptyFreePages(f, int64(n), pages)
+}
+
+// eachPage writes all pages of the database in their order, and counts them.
+func eachPage(ctx context.Context, c *sql.Conn, size int, out io.Writer) (pages int64, err error) {
+	rows, err := c.QueryContext(ctx, `SELECT pgno, data FROM sqlite_dbpage('main') ORDER BY pgno`)
+	if err != nil {
+		return 0, err
+	}
+	defer rows.Close()
+	var number int64
+	var page sql.RawBytes
+	for rows.Next() {
+		if err := rows.Scan(&number, &page); err != nil {
+			return pages, err
+		}
+		if pages++; number != pages || len(page) != size {
+			return pages, fmt.Errorf("page %d is not where it belongs: check the database with PRAGMA integrity_check", pages)
+		}
+		if _, err := out.Write(page); err != nil {
+			return pages, err
+		}
+	}
+	return pages, rows.Err()
 }
 
 // emptyFreePages overwrites what free pages still hold. A free list that makes no

@@ -30,7 +30,7 @@ const (
 
 	maxHeader = 16 << 20
 	// The window is what a restore has to hold in memory; a hostile object gets no more.
-	window    = 4 << 20
+	window    = 2 << 20
 	maxWindow = 8 << 20
 )
 
@@ -50,7 +50,7 @@ func writeObject(dst io.Writer, h messages.Header, enc Encryption, body func(io.
 	if err != nil {
 		return err
 	}
-	z, err := zstd.NewWriter(dst, zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(window))
+	z, err := zstd.NewWriter(dst, zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		return err
 	}

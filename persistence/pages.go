@@ -123,20 +123,11 @@ type change struct {
 	blocks uint16
 }
 
-// scanned is what one pass over a database file finds.
-type scanned struct {
-	sha256  string
-	pages   int64
-	changed int64 // bytes
-}
-
-// scan reads a database file once: its SHA-256, the hashes of its blocks, which go to
-// hashes, and what differs from the old hashes, which goes to changes. old is nil when
-// there is nothing to compare with.
-func scan(db io.Reader, pageSize int, salt string, oldPages int64, old io.Reader, hashes, changes io.Writer) (scanned, error) {
-	var s scanned
+// scan reads a database file: the hashes of its blocks, which go to hashes, and what
+// differs from the old hashes, which goes to changes. old is nil when there is nothing
+// to compare with. It counts the pages, and the bytes that changed.
+func scan(db io.Reader, pageSize int, salt string, oldPages int64, old io.Reader, hashes, changes io.Writer) (pages, changed int64, err error) {
 	block := blockSize(pageSize)
-	whole := sha256.New()
 	salted := make([]byte, len(salt)+block)
 	copy(salted, salt)
 	page, sums := make([]byte, pageSize), make([]byte, 0, maxBlocks*hashSize)
@@ -145,14 +136,12 @@ func scan(db io.Reader, pageSize int, salt string, oldPages int64, old io.Reader
 	for {
 		_, err := io.ReadFull(db, page)
 		if errors.Is(err, io.EOF) {
-			s.sha256 = hex.EncodeToString(whole.Sum(nil))
-			return s, nil
+			return pages, changed, nil
 		}
 		if err != nil {
-			return s, err
+			return pages, changed, err
 		}
-		s.pages++
-		_, _ = whole.Write(page) // never fails
+		pages++
 		sums = sums[:0]
 		for at := 0; at < pageSize; at += block {
 			copy(salted[len(salt):], page[at:at+block])
@@ -160,15 +149,15 @@ func scan(db io.Reader, pageSize int, salt string, oldPages int64, old io.Reader
 			sums = append(sums, sum[:hashSize]...)
 		}
 		if _, err := hashes.Write(sums); err != nil {
-			return s, err
+			return pages, changed, err
 		}
 		if old == nil {
 			continue
 		}
 		bits := uint16(1<<(pageSize/block) - 1)
-		if s.pages <= oldPages {
+		if pages <= oldPages {
 			if _, err := io.ReadFull(old, was); err != nil {
-				return s, err
+				return pages, changed, err
 			}
 			for i := range pageSize / block {
 				if string(was[i*hashSize:(i+1)*hashSize]) == string(sums[i*hashSize:(i+1)*hashSize]) {
@@ -180,12 +169,12 @@ func scan(db io.Reader, pageSize int, salt string, oldPages int64, old io.Reader
 			continue
 		}
 		for b := bits; b != 0; b &= b - 1 {
-			s.changed += int64(block)
+			changed += int64(block)
 		}
-		binary.BigEndian.PutUint32(record, uint32(s.pages))
+		binary.BigEndian.PutUint32(record, uint32(pages))
 		binary.BigEndian.PutUint16(record[4:], bits)
 		if _, err := changes.Write(record); err != nil {
-			return s, err
+			return pages, changed, err
 		}
 	}
 }

@@ -19,6 +19,9 @@ var (
 	ErrUnsynced = errors.New("there are rows that were never synced")
 	// ErrDamaged: the snapshot is not what its maker uploaded.
 	ErrDamaged = messages.ErrDamaged
+	// ErrRolledBack: the newest snapshot in the store is older than one that the file
+	// here knows.
+	ErrRolledBack = errors.New("somebody put an older manifest back, or it is another store: compare `pipeline snapshots` with another device, and name the snapshot that you want all the same (--at)")
 	// ErrNewer: the snapshot was made by a newer version.
 	ErrNewer = errors.New("the snapshot was made by a newer tidemark: upgrade this program")
 )
@@ -97,6 +100,9 @@ func (r Restoration) Install(ctx context.Context, path string) (id string, kept 
 		return "", false, err
 	}
 	r.tell(PhaseInstall, 0, 1)
+	if err := syncFile(tmp); err != nil {
+		return "", false, fmt.Errorf("write the restored file: %w", explain(err))
+	}
 	if kept, err = r.destination(ctx, path); err != nil { // somebody may have written meanwhile
 		return "", false, err
 	}
@@ -223,6 +229,37 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 	}
 	if dirty += n; dirty > 0 {
 		return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away: %w", path, dirty, ErrUnsynced)
+	}
+	return nil
+}
+
+// CheckNewest fails with ErrRolledBack when the file at path knows of a snapshot that
+// newest, the newest one in the store, does not cover.
+func CheckNewest(ctx context.Context, path string, newest messages.Snapshot, open Opener) (err error) {
+	if st, err := os.Stat(path); err != nil || st.Size() == 0 {
+		return nil // there is nothing that could know
+	}
+	db, err := open(path)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", path, explain(err))
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	return KnowsOf(ctx, db, newest)
+}
+
+// KnowsOf fails with ErrRolledBack when the database knows of a snapshot that newest
+// does not cover.
+func KnowsOf(ctx context.Context, db queryer, newest messages.Snapshot) error {
+	var generation, raw string
+	var seen messages.Vector
+	if err := db.QueryRowContext(ctx, `SELECT generation, backedUp FROM tidemark_state`).Scan(&generation, &raw); err != nil {
+		return nil //nolint:nilerr // it is no database of ours, which others say
+	}
+	if err := json.Unmarshal([]byte(raw), &seen); err != nil {
+		return fmt.Errorf("the bookkeeping is damaged: %w", err)
+	}
+	if generation != "" && !newest.Seen.Covers(seen) {
+		return fmt.Errorf("the newest snapshot in the store, %s, is older than %s, which this database knows: %w", newest.Generation, generation, ErrRolledBack)
 	}
 	return nil
 }
@@ -356,6 +393,16 @@ func retire(ctx context.Context, path string, open Opener) (err error) {
 		return fmt.Errorf("%s is in use: close the programs that have it open and try again: %w", path, errors.Join(ErrLocked, err))
 	}
 	return nil
+}
+
+// syncFile puts on disk what was written to a file, by whatever program. SQLite has it
+// closed: no lock is lost.
+func syncFile(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 func syncDir(dir string) error {

@@ -1,7 +1,6 @@
 package persistence
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -69,7 +68,8 @@ const maxChanges = 20
 // with its vector, without what belongs to this installation. When current is the
 // last one that was made of this file, the body is only what changed since; else it
 // is the whole copy. It is compressed, and encrypted when there is a key. It streams,
-// and closing it removes the copy.
+// and closing it removes the copy. The copy is checked while it streams: whoever has
+// read the end has a sound one.
 func (l *Local) Snapshot(ctx context.Context, generation string, madeOn int64, current messages.Snapshot) (messages.Snapshot, io.ReadCloser, error) {
 	file, err := l.Path(ctx)
 	if err != nil {
@@ -84,21 +84,25 @@ func (l *Local) Snapshot(ctx context.Context, generation string, madeOn int64, c
 	}
 	m := &making{dir: dir, path: filepath.Join(dir, "snapshot.db"), enc: l.enc}
 	m.snap.Generation, m.snap.MadeOn, m.snap.Scope = generation, madeOn, l.scope
-	err = l.copyTo(ctx, m)
-	if err == nil {
-		err = m.compare(ctx, file+pagesSuffix, current)
-	}
+	body, err := l.make(ctx, m, file+pagesSuffix, current)
 	if err != nil {
-		return m.snap, nil, errors.Join(fmt.Errorf("make a snapshot: %w", explain(err)), os.RemoveAll(dir))
-	}
-	body, err := m.body()
-	if err != nil {
-		return m.snap, nil, errors.Join(fmt.Errorf("make a snapshot: %w", explain(err)), os.RemoveAll(dir))
+		return m.snap, nil, fmt.Errorf("make a snapshot: %w", explain(errors.Join(err, m.end())))
 	}
 	l.mu.Lock()
 	l.list = newList{generation, filepath.Join(dir, "pages"), file + pagesSuffix}
 	l.mu.Unlock()
 	return m.snap, body, nil
+}
+
+func (l *Local) make(ctx context.Context, m *making, list string, current messages.Snapshot) (io.ReadCloser, error) {
+	ctx, m.stop = context.WithCancel(ctx)
+	if err := l.copyTo(ctx, m); err != nil {
+		return nil, err
+	}
+	if err := m.compare(ctx, list, current); err != nil {
+		return nil, err
+	}
+	return m.body()
 }
 
 // newList is the list of pages of a snapshot on its way; BackedUp puts it in place.
@@ -115,17 +119,6 @@ func (l *Local) keepList(generation string) {
 	l.list = newList{}
 }
 
-// making is a snapshot that is being made.
-type making struct {
-	snap     messages.Snapshot
-	dir      string
-	path     string // of the cleaned copy
-	pageSize int
-	pages    bool // the copy has the pages of the database in their places
-	delta    bool
-	enc      Encryption
-}
-
 // copyTo makes the cleaned copy on a connection of its own. The copy is reached by
 // ATTACH: no driver has to be known, and the live file is never opened a second
 // time.
@@ -134,10 +127,17 @@ func (l *Local) copyTo(ctx context.Context, m *making) (err error) {
 	if err != nil {
 		return fmt.Errorf("get a database connection: %w", err)
 	}
-	defer func() { err = errors.Join(err, conn.Close()) }()
 	c := conn.Conn
 	restore, err := prepareConn(ctx, c)
-	defer restore()
+	end := func(err error) error {
+		restore()
+		return errors.Join(err, conn.Close())
+	}
+	defer func() {
+		if err != nil {
+			err = end(err)
+		}
+	}()
 	if err != nil {
 		return err
 	}
@@ -155,10 +155,11 @@ func (l *Local) copyTo(ctx context.Context, m *making) (err error) {
 	if _, err := c.ExecContext(ctx, `ATTACH DATABASE ? AS tidemark_snapshot`, m.path); err != nil {
 		return fmt.Errorf("open the copy: %w", explain(err))
 	}
-	defer func() {
+	closeConn := end
+	end = func(err error) error {
 		_, derr := c.ExecContext(context.WithoutCancel(ctx), `DETACH DATABASE tidemark_snapshot`)
-		err = errors.Join(err, explain(derr))
-	}()
+		return closeConn(errors.Join(err, explain(derr)))
+	}
 	// Nothing of what is removed may be left in free pages.
 	if err := drain(ctx, c, `PRAGMA tidemark_snapshot.secure_delete = ON`); err != nil {
 		return explain(err)
@@ -166,7 +167,18 @@ func (l *Local) copyTo(ctx context.Context, m *making) (err error) {
 	if err := drain(ctx, c, `PRAGMA tidemark_snapshot.journal_mode = MEMORY`); err != nil { // a crash discards the copy anyway
 		return explain(err)
 	}
-	// A damaged database must not take the place of one that restores.
+	if err := describe(ctx, c, &m.snap); err != nil {
+		return err
+	}
+	if err := clean(ctx, c, m.snap.Scope); err != nil {
+		return err
+	}
+	m.aside(func() error { return end(checkCopy(ctx, c)) })
+	return nil
+}
+
+// checkCopy: a damaged database must not take the place of one that restores.
+func checkCopy(ctx context.Context, c queryer) error {
 	var verdict string
 	if err := c.QueryRowContext(ctx, `PRAGMA tidemark_snapshot.quick_check(1)`).Scan(&verdict); err != nil {
 		return fmt.Errorf("check the copy: %w", explain(err))
@@ -174,10 +186,7 @@ func (l *Local) copyTo(ctx context.Context, m *making) (err error) {
 	if verdict != "ok" {
 		return fmt.Errorf("%w; the snapshots in the store stay as they are (SQLite's check: %s)", ErrNotDatabase, verdict)
 	}
-	if err := describe(ctx, c, &m.snap); err != nil {
-		return err
-	}
-	return clean(ctx, c, m.snap.Scope)
+	return nil
 }
 
 // clean takes out of the copy what belongs to this installation.
@@ -258,175 +267,4 @@ func describe(ctx context.Context, q queryer, s *messages.Snapshot) error {
 		return fmt.Errorf("check the copy: %w", explain(err))
 	}
 	return nil
-}
-
-// compare reads the copy once and decides whether the snapshot is whole or what
-// changed since current, whose list of pages lies at listPath.
-func (m *making) compare(ctx context.Context, listPath string, current messages.Snapshot) (err error) {
-	db, err := os.Open(m.path)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	st, err := db.Stat()
-	if err != nil {
-		return err
-	}
-	m.snap.RawSize, m.snap.Encrypted = st.Size(), m.enc != nil
-	if m.pageSize, err = readPageSize(db); err != nil {
-		return err
-	}
-	hashesPath, changesPath := filepath.Join(m.dir, "hashes"), filepath.Join(m.dir, "changes")
-	list := pageList{Generation: m.snap.Generation, PageSize: m.pageSize, Salt: newSalt()}
-	old, oldHashes, err := m.comparable(listPath, current)
-	if err != nil {
-		return err
-	}
-	var was io.Reader // nil when there is nothing to compare with
-	if oldHashes != nil {
-		defer oldHashes.Close()
-		was, list.Salt = oldHashes, old.Salt
-	}
-	hashes, err := createFile(hashesPath)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, hashes.Close()) }()
-	changes, err := createFile(changesPath)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, changes.Close()) }()
-	found, err := scan(&live{ctx, bufio.NewReaderSize(db, 1<<20)}, m.pageSize, list.Salt, old.Pages, was, hashes, changes)
-	if err = errors.Join(err, hashes.Flush(), changes.Flush()); err != nil {
-		return fmt.Errorf("read the copy: %w", err)
-	}
-	m.snap.RawSHA256 = found.sha256
-	if was != nil && m.worthwhile(found.changed, current) {
-		m.delta, m.snap.Parts = true, current.Chain()
-	}
-	if !m.pages {
-		return nil // the next copy has its pages elsewhere
-	}
-	list.RawSHA256, list.Pages = found.sha256, found.pages
-	if m.enc != nil {
-		if list.Key, err = m.enc.Fingerprint(list.Salt); err != nil {
-			return err
-		}
-	}
-	if _, err := hashes.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	return writePageList(filepath.Join(m.dir, "pages"), list, hashes.File)
-}
-
-// comparable opens the list of pages of the current snapshot, if it is one of this
-// file, in the same format and for the same key; nil when there is none.
-func (m *making) comparable(path string, current messages.Snapshot) (pageList, io.ReadCloser, error) {
-	if !m.pages || current.Format != m.snap.Format || current.Encrypted != m.snap.Encrypted || current.Scope != m.snap.Scope ||
-		current.Bookkeeping != m.snap.Bookkeeping || len(current.Parts) >= maxChanges {
-		return pageList{}, nil, nil
-	}
-	l, hashes, f, err := readPageList(path)
-	if err != nil {
-		return pageList{}, nil, nil //nolint:nilerr // then the snapshot is a whole one
-	}
-	fits := l.Generation == current.Generation && l.RawSHA256 == current.RawSHA256 && l.PageSize == m.pageSize
-	if fits && m.enc != nil {
-		key, err := m.enc.Fingerprint(l.Salt)
-		if err != nil {
-			return pageList{}, nil, errors.Join(err, f.Close())
-		}
-		fits = key == l.Key // else whoever has the new key could not read the old parts
-	}
-	if !fits {
-		return pageList{}, nil, f.Close()
-	}
-	return l, &struct {
-		io.Reader
-		io.Closer
-	}{hashes, f}, nil
-}
-
-// worthwhile: what changed is little beside the whole, and so is all that a restore
-// would read more than a whole one.
-func (m *making) worthwhile(changed int64, current messages.Snapshot) bool {
-	whole := current.Chain()[0].Size
-	more := current.Download() - whole + changed*whole/max(current.RawSize, 1)
-	return changed <= m.snap.RawSize/2 && more <= whole/2
-}
-
-// body streams the object.
-func (m *making) body() (io.ReadCloser, error) {
-	db, err := os.Open(m.path)
-	if err != nil {
-		return nil, err
-	}
-	changes, err := os.Open(filepath.Join(m.dir, "changes"))
-	if err != nil {
-		return nil, errors.Join(err, db.Close())
-	}
-	pr, pw := io.Pipe()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		out := bufio.NewWriterSize(pw, 256<<10)
-		err := writeObject(out, m.snap.Header(m.pageSize), m.enc, func(w io.Writer) error {
-			if m.delta {
-				return writeChanges(w, bufio.NewReaderSize(changes, 64<<10), db, m.pageSize)
-			}
-			_, err := io.CopyBuffer(struct{ io.Writer }{w}, db, make([]byte, 256<<10))
-			return err
-		})
-		if err == nil {
-			err = out.Flush()
-		}
-		pw.CloseWithError(err)
-	}()
-	return &snapshotBody{pr, []*os.File{db, changes}, m.dir, done}, nil
-}
-
-type snapshotBody struct {
-	*io.PipeReader
-	files []*os.File
-	dir   string
-	done  chan struct{}
-}
-
-func (b *snapshotBody) Close() error {
-	err := b.PipeReader.Close()
-	<-b.done
-	for _, f := range b.files {
-		err = errors.Join(err, f.Close())
-	}
-	return errors.Join(err, os.RemoveAll(b.dir))
-}
-
-// outFile is a new file, for us alone.
-type outFile struct {
-	*bufio.Writer
-	*os.File
-}
-
-func (o *outFile) Write(p []byte) (int, error) { return o.Writer.Write(p) }
-
-func createFile(path string) (*outFile, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	return &outFile{bufio.NewWriterSize(f, 256<<10), f}, nil
-}
-
-// live ends a reader with its context.
-type live struct {
-	ctx context.Context //nolint:containedctx // lives inside one call
-	r   io.Reader
-}
-
-func (l *live) Read(p []byte) (int, error) {
-	if err := l.ctx.Err(); err != nil {
-		return 0, context.Cause(l.ctx)
-	}
-	return l.r.Read(p)
 }

@@ -44,9 +44,6 @@ func (r Restoration) unpack(ctx context.Context, path string) error {
 	if r.Snapshot.Format >= 2 && hex.EncodeToString(u.sum.Sum(nil)) != r.Snapshot.RawSHA256 {
 		return fmt.Errorf("what comes out of snapshot %s is another file than its maker's; restore an older one: %w", r.Snapshot.Generation, ErrDamaged)
 	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("write the restored file: %w", explain(err))
-	}
 	return f.Close()
 }
 
@@ -131,8 +128,11 @@ func (u *unpacking) check(h messages.Header, i int, parts []messages.Part) error
 }
 
 func (u *unpacking) whole(o *object, size int64, sum hash.Hash) error {
-	out := &diskWriter{w: u.file, sum: sum, tell: func(n int64) { u.tell(PhaseUnpack, n, size) }}
-	n, err := io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{io.LimitReader(o, size)}, make([]byte, 256<<10))
+	out := newWriteBehind(&diskWriter{w: u.file, sum: sum, tell: func(n int64) { u.tell(PhaseUnpack, n, size) }}, 256<<10)
+	n, err := io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{io.LimitReader(o, size)}, make([]byte, 64<<10))
+	if cerr := out.Close(); err == nil {
+		err = cerr
+	}
 	if err == nil && n < size {
 		err = io.ErrUnexpectedEOF
 	}

@@ -2,10 +2,12 @@ package servers
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"io"
 	"net/http"
+	"os"
 	"os/exec"
 	"strconv"
 	"testing"
@@ -65,7 +67,7 @@ func IDToken(project, uid string) string {
 func emulatorCommand(java, jar string, port int, more ...string) *exec.Cmd {
 	// The heap holds all documents with their indexes: 256 MB end at about 20,000.
 	return exec.Command(java, append([]string{
-		"-Xmx768m", "-XX:+UseSerialGC", "-cp", jar,
+		"-Xmx" + cmp.Or(os.Getenv("TIDEMARK_FIRESTORE_EMULATOR_HEAP"), "768m"), "-XX:+UseSerialGC", "-cp", jar,
 		"com.google.cloud.datastore.emulator.firestore.CloudFirestore", "--host=127.0.0.1", "--port=" + strconv.Itoa(port),
 	}, more...)...)
 }
