@@ -198,12 +198,7 @@ func FuzzHostileSnapshot(f *testing.F) {
 		good.put(t, store, file)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		dir, err := os.MkdirTemp("", "tidemark-fuzz")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = os.RemoveAll(dir) }()
-		path := filepath.Join(dir, "new.db")
+		path := filepath.Join(t.TempDir(), "new.db")
 		_, verr := tidemark.Verify(ctx, store)
 		if _, err := tidemark.Restore(ctx, path, store); err != nil {
 			if _, serr := os.Stat(path); serr == nil || ctx.Err() != nil {

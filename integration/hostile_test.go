@@ -233,7 +233,7 @@ func besieged(t *testing.T, data []byte) {
 			t.Errorf("status: %v", err)
 		}
 	}
-	for range tidemark.Doctor(ctx, a.db, tidemark.Checkup{Remote: hostile}) { //nolint:revive // it must not panic
+	for range tidemark.Doctor(ctx, a.db, tidemark.Checkup{Remote: hostile}) { // it must not panic
 	}
 	if got := a.value(`SELECT (SELECT group_concat(integrity_check) FROM pragma_integrity_check) || (SELECT count(*) FROM pragma_foreign_key_check)
 		|| (SELECT count(*) FROM sqlite_master WHERE name IN ('note', 'book', 'page'))`); got != `"ok03"` {

@@ -67,12 +67,11 @@ type run struct {
 }
 
 type secrets struct {
-	t        *testing.T
-	dir      string
-	env      []string
-	identity string // the line of the key file
-	mu       sync.Mutex
-	seen     map[string][]byte // everything that came out, by where
+	t    *testing.T
+	dir  string
+	env  []string
+	mu   sync.Mutex
+	seen map[string][]byte // everything that came out, by where
 }
 
 func (s *secrets) keep(where string, what []byte) {
@@ -239,10 +238,10 @@ func TestSecretsStaySecret(t *testing.T) {
 			args := words
 			switch words[0] {
 			case "status", "trace", "failed":
-				args = append(words, "--db", db)
+				args = slices.Concat(words, []string{"--db", db})
 			case "topology":
 			default:
-				args = append(words, at...)
+				args = slices.Concat(words, at)
 			}
 			s.run(name+": "+c, run{args: args, env: env})
 		}
