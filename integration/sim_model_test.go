@@ -21,6 +21,7 @@ type simModel struct {
 	rows    map[string]*simHistory
 	landed  map[string]bool // versions that the server had, by birth mark and value
 	kept    map[string]bool // versions in conflicts or dead letters of any device, ever
+	beaten  map[string]bool // those in conflicts
 	problem func(class, format string, args ...any)
 }
 
@@ -245,16 +246,17 @@ func fieldsValue(t *simTable, fields map[string]any) string {
 
 // keep collects what a device keeps of losers.
 func (m *simModel) keep(db *sql.DB) {
-	rows, err := db.QueryContext(context.Background(), `SELECT tableName, localVersion FROM tidemark_conflicts UNION ALL SELECT tableName, serverVersion FROM tidemark_conflicts
-		UNION ALL SELECT tableName, payload FROM tidemark_dead_letters`)
+	rows, err := db.QueryContext(context.Background(), `SELECT 1, tableName, localVersion FROM tidemark_conflicts UNION ALL SELECT 1, tableName, serverVersion FROM tidemark_conflicts
+		UNION ALL SELECT 0, tableName, payload FROM tidemark_dead_letters`)
 	if err != nil {
 		panic(fmt.Errorf("read the conflicts: %w", err))
 	}
 	defer rows.Close()
 	for rows.Next() {
+		var conflict bool
 		var table string
 		var raw []byte
-		if err := rows.Scan(&table, &raw); err != nil {
+		if err := rows.Scan(&conflict, &table, &raw); err != nil {
 			panic(fmt.Errorf("read the conflicts: %w", err))
 		}
 		var doc struct{ Fields map[string]any }
@@ -263,7 +265,8 @@ func (m *simModel) keep(db *sql.DB) {
 			continue
 		}
 		if b, ok := doc.Fields["b"].(string); ok {
-			m.kept[b+" "+fieldsValue(t, doc.Fields)] = true
+			k := b + " " + fieldsValue(t, doc.Fields)
+			m.kept[k], m.beaten[k] = true, m.beaten[k] || conflict
 		}
 	}
 	if err := rows.Err(); err != nil {
@@ -282,7 +285,7 @@ func (m *simModel) lose(d *simDevice, since time.Time) {
 			if e.deleted {
 				e.lost = !m.landed[b+" deleted"] && !m.inherited(b)
 			} else {
-				e.lost = !m.landed[b+" "+e.value] && !m.kept[b+" "+e.value]
+				e.lost = !m.landed[b+" "+e.value] && !m.beaten[b+" "+e.value]
 			}
 		}
 	}

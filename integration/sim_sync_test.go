@@ -396,7 +396,9 @@ func (w *simWorld) heal(rnd *rand.Rand) {
 	w.checkServer()
 	w.model.check(w.model.read(w.devices[0].app, false))
 	w.checkIdle(rnd)
-	w.checkSnapshot(rnd)
+	if !w.tampered() {
+		w.checkSnapshot(rnd)
+	}
 }
 
 // checkServer: the documents are the rows, one to one.

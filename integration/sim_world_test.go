@@ -216,7 +216,7 @@ func (w *simWorld) seedIDs(seed uint64) {
 
 func (w *simWorld) live() {
 	w.server, w.bucket = memory.NewServer(), memory.NewBucket()
-	w.model = &simModel{schema: w.schema, strict: w.story.strict, rows: map[string]*simHistory{}, landed: map[string]bool{}, kept: map[string]bool{}, problem: w.fail}
+	w.model = &simModel{schema: w.schema, strict: w.story.strict, rows: map[string]*simHistory{}, landed: map[string]bool{}, kept: map[string]bool{}, beaten: map[string]bool{}, problem: w.fail}
 	w.seedIDs(w.story.seed)
 	rnd := rand.New(rand.NewPCG(w.story.seed, 1))
 	for range w.story.devices {
@@ -256,7 +256,7 @@ func (w *simWorld) act(a simAction) {
 			w.tell("%s is cloned to %s", d.name, c.name)
 		}
 	case simRestore:
-		if room {
+		if room && !w.tampered() {
 			w.restore(rnd)
 		}
 	case simKeep: // the phone's own backup
@@ -366,6 +366,9 @@ func (w *simWorld) boot(d *simDevice, backup int64) {
 		tidemark.WithBus(func() tidemark.Bus { return newSimBus(d.rnd, d.repeat, true) }))
 	w.must(err, "open "+d.name)
 }
+
+// tampered: a restore refuses what a variant has put into our tables.
+func (w *simWorld) tampered() bool { return w.variant != nil && w.variant.opened != nil }
 
 func (w *simWorld) restore(rnd *rand.Rand) {
 	var opts []tidemark.RestoreOption
