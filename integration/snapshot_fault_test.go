@@ -368,6 +368,26 @@ func TestSnapshotsOfSomebodyElse(t *testing.T) {
 	}
 }
 
+// With another key, or none, nobody restores, and what is there stays.
+func TestSnapshotsOfAnotherKey(t *testing.T) {
+	key, _ := newKey(t)
+	other, _ := newKey(t)
+	f := newFleet(t, notesSchema)
+	onS3(t, f, "keys")
+	s := newBackedUp(t, f, key)
+	for want, k := range map[error]tidemark.Encryption{tidemark.ErrWrongKey: other, tidemark.ErrNoKey: nil} {
+		s.key = k
+		if err := s.restore(t.Context()); !errors.Is(err, want) {
+			t.Errorf("got %v, want %v", err, want)
+		}
+		s.untouched(t)
+	}
+	s.key = key
+	if err := s.restore(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func packed(t *testing.T, text []byte, opts ...zstd.EOption) []byte {
 	t.Helper()
 	var b bytes.Buffer

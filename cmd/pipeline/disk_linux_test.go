@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/tidemark-sync/tidemark/integration/servers"
 )
 
 // insideOwnMounts marks a test process whose mounts nobody else sees.
@@ -42,8 +44,16 @@ func TestDisk(t *testing.T) {
 		return
 	}
 	private(t)
+	onDisks(t, "testdata/disk", environment)
+	t.Run("S3", func(t *testing.T) {
+		onDisks(t, "testdata/disks3", bucketEnvironment(servers.S3(t)))
+	})
+}
+
+func onDisks(t *testing.T, dir string, setup func(*testscript.Env) error) {
+	t.Helper()
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/disk", RequireExplicitExec: true, Setup: environment,
+		Dir: dir, RequireExplicitExec: true, Setup: setup,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			// disk FOLDER KILOBYTES puts a new, empty disk on a folder.
 			"disk": func(ts *testscript.TestScript, _ bool, args []string) {

@@ -154,17 +154,18 @@ func TestFirestoreRules(t *testing.T) {
 
 func TestS3(t *testing.T) {
 	t.Parallel()
-	bucket := servers.S3(t)
-	testscript.Run(t, testscript.Params{
-		Dir: "testdata/s3", RequireExplicitExec: true,
-		Setup: func(env *testscript.Env) error {
-			env.Vars = append(env.Vars,
-				"AWS_ACCESS_KEY_ID="+bucket.AccessKey, "AWS_SECRET_ACCESS_KEY="+bucket.SecretKey,
-				"BUCKET="+bucket.Bucket, "REGION="+bucket.Region, "ENDPOINT="+bucket.Endpoint,
-				"ADDRESS="+strings.TrimPrefix(bucket.Endpoint, "http://"))
-			return environment(env)
-		},
-	})
+	testscript.Run(t, testscript.Params{Dir: "testdata/s3", RequireExplicitExec: true, Setup: bucketEnvironment(servers.S3(t))})
+}
+
+// bucketEnvironment lets a script find a bucket.
+func bucketEnvironment(bucket servers.S3Server) func(*testscript.Env) error {
+	return func(env *testscript.Env) error {
+		env.Vars = append(env.Vars,
+			"AWS_ACCESS_KEY_ID="+bucket.AccessKey, "AWS_SECRET_ACCESS_KEY="+bucket.SecretKey,
+			"BUCKET="+bucket.Bucket, "REGION="+bucket.Region, "ENDPOINT="+bucket.Endpoint,
+			"ADDRESS="+strings.TrimPrefix(bucket.Endpoint, "http://"))
+		return environment(env)
+	}
 }
 
 // child is a command that takes over our input, output and exit code.
