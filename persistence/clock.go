@@ -59,13 +59,16 @@ func (t *tx) setClock(plans []*plan, server int64, c messages.ClockReading) erro
 		wrong, bound = `updatedOn <= ?`, c.Answered+was
 	}
 	tables := []string{"tidemark_tombstones"}
+	var callBack []schemaObject
 	for _, p := range plans {
-		tables = append(tables, p.name)
+		tables, callBack = append(tables, p.name), append(callBack, p.onTracked...)
 	}
-	for _, table := range tables {
-		if err := t.exec(`UPDATE `+table+` SET updatedOn = max(min(updatedOn + ?, ?), 1) WHERE isDirty = 1 AND updatedOn IS NOT NULL AND `+wrong, shift, server, bound); err != nil {
-			return err
+	return t.suspended(callBack, func() error {
+		for _, table := range tables {
+			if err := t.exec(`UPDATE `+table+` SET updatedOn = max(min(updatedOn + ?, ?), 1) WHERE isDirty = 1 AND updatedOn IS NOT NULL AND `+wrong, shift, server, bound); err != nil {
+				return err
+			}
 		}
-	}
-	return nil
+		return nil
+	})
 }

@@ -123,29 +123,42 @@ func (l *Local) Acknowledge(ctx context.Context, token string, updateTime int64)
 		}
 		uploaded := 0
 		var bytes int64
+		var callBack []schemaObject // nothing of a row's data changes here
+		asked := map[string]bool{}
 		for _, e := range journal {
-			if e.Purged {
-				if err := tx.exec(`UPDATE tidemark_tombstones SET serverId = NULL WHERE tableName = ? AND clientId = ? AND isDirty = 0`, e.Table, e.ID); err != nil {
+			if p := byTable[e.Table]; p != nil && !asked[e.Table] {
+				asked[e.Table], callBack = true, append(callBack, p.onTracked...)
+			}
+		}
+		err = tx.suspended(callBack, func() error {
+			for _, e := range journal {
+				if e.Purged {
+					if err := tx.exec(`UPDATE tidemark_tombstones SET serverId = NULL WHERE tableName = ? AND clientId = ? AND isDirty = 0`, e.Table, e.ID); err != nil {
+						return err
+					}
+					continue
+				}
+				uploaded++
+				tables[e.Table] = seq
+				bytes += e.Bytes
+				counts.Table(e.Table, messages.TableCounts{Uploaded: 1})
+				p := byTable[e.Table]
+				if p == nil {
+					continue // the table was dropped or excluded meanwhile
+				}
+				if err := tx.acknowledge(p, e, me, updateTime); err != nil {
 					return err
 				}
-				continue
-			}
-			uploaded++
-			tables[e.Table] = seq
-			bytes += e.Bytes
-			counts.Table(e.Table, messages.TableCounts{Uploaded: 1})
-			p := byTable[e.Table]
-			if p == nil {
-				continue // the table was dropped or excluded meanwhile
-			}
-			if err := tx.acknowledge(p, e, me, updateTime); err != nil {
-				return err
-			}
-			if letters > 0 {
-				if err := tx.clearLetter(messages.StageUpload, e.Table, e.ID); err != nil {
-					return err
+				if letters > 0 {
+					if err := tx.clearLetter(messages.StageUpload, e.Table, e.ID); err != nil {
+						return err
+					}
 				}
 			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 		rawTables, err := json.Marshal(tables)
 		if err != nil {
@@ -315,7 +328,9 @@ func (l *Local) Moved(ctx context.Context, c messages.Commit, now []messages.Doc
 				if w.Document.Deleted {
 					err = tx.exec(`UPDATE tidemark_tombstones SET isDirty = 0 WHERE tableName = ? AND clientId = ?`, k.Table, k.ID)
 				} else {
-					err = tx.exec(`UPDATE `+p.name+` SET serverId = NULL, serverVersion = NULL WHERE clientId = ?`, k.ID)
+					err = tx.suspended(p.onTracked, func() error {
+						return tx.exec(`UPDATE `+p.name+` SET serverId = NULL, serverVersion = NULL WHERE clientId = ?`, k.ID)
+					})
 				}
 				if err != nil {
 					return err

@@ -106,6 +106,7 @@ func (s *settler) mergeWhole(a *applier, d *messages.Document) (bool, error) {
 	}
 	s.out.Counts = counts
 	clear(s.tx.keys)
+	clear(s.tx.promised) // to rows that may not go in after all
 	delete(a.rows, d.ID)
 	for _, b := range append(s.brought, docKey{a.p.t.Name, d.ID}) {
 		if err := s.appliers[b.table].look([]messages.Document{{ID: b.id}}); err != nil {
@@ -222,6 +223,7 @@ func (s *settler) bringDown(a *applier, id, survivor string) ([]orphan, error) {
 	}
 	delete(a.rows, id)
 	s.brought = append(s.brought, docKey{a.p.t.Name, id})
+	clear(s.tx.promised)
 	a.tombs = true
 	var server any
 	if row.serverID != "" {
@@ -381,6 +383,7 @@ func (s *settler) mergedElsewhere(a *applier, d *messages.Document) (bool, error
 	if err := s.tx.remove(a.p, d.ID); err != nil {
 		return false, err
 	}
+	clear(s.tx.promised)
 	delete(a.rows, d.ID)
 	if err := a.tombstone(d); err != nil {
 		return false, err

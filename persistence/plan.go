@@ -26,6 +26,9 @@ type plan struct {
 	options   TableOptions
 	resolver  Resolver // for the policy ByApplication
 	reacts    bool     // the application has triggers, on this table or another
+	// The application's UPDATE triggers on this table: all, and those that fire when our
+	// columns change.
+	onUpdate, onTracked []schemaObject
 	declared
 	all map[string]*plan
 }
@@ -82,12 +85,17 @@ func (l *Local) Schema(ctx context.Context) (*Schema, error) {
 	if err != nil {
 		return nil, err
 	}
+	onUpdate, onTracked, err := listeners(ctx, l.db.DB)
+	if err != nil {
+		return nil, fmt.Errorf("read the schema: %w", err)
+	}
 	says, err := declarations(ctx, l.db.DB)
 	if err != nil {
 		return nil, fmt.Errorf("read the schema: %w", explain(err))
 	}
 	for _, p := range plans {
 		p.reacts, p.all, p.declared = live, plans, says[fold(p.t.Name)]
+		p.onUpdate, p.onTracked = onUpdate[fold(p.t.Name)], onTracked[fold(p.t.Name)]
 	}
 	options, err := loadOptions(ctx, l.db.DB)
 	if err != nil {

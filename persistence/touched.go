@@ -2,6 +2,8 @@ package persistence
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -16,6 +18,56 @@ import (
 // come from the device where the trigger first fired. None of this costs anything in
 // a database without triggers of the application's.
 
+// suspended runs fn without some of the application's UPDATE triggers, as Attach does.
+func (t *tx) suspended(list []schemaObject, fn func() error) error {
+	if len(list) == 0 {
+		return fn()
+	}
+	var attached bool // as the schema is now
+	if err := t.row(`SELECT schemaVersion = (SELECT schema_version FROM pragma_schema_version) FROM tidemark_state`).Scan(&attached); err != nil {
+		return err
+	}
+	for _, o := range list {
+		if err := t.exec("DROP TRIGGER " + quote(o.name)); err != nil {
+			return err
+		}
+	}
+	if err := fn(); err != nil {
+		return err
+	}
+	for _, o := range list {
+		if err := t.exec(o.sql); err != nil {
+			return fmt.Errorf("create the application's trigger %q again: %w", o.name, err)
+		}
+	}
+	if !attached {
+		return nil
+	}
+	return t.exec(`UPDATE tidemark_state SET schemaVersion = (SELECT schema_version FROM pragma_schema_version)`)
+}
+
+// listeners are the application's UPDATE triggers, by table: all, and those that fire
+// when our columns change.
+func listeners(ctx context.Context, q queryer) (onUpdate, onTracked map[string][]schemaObject, err error) {
+	onUpdate, onTracked = map[string][]schemaObject{}, map[string][]schemaObject{}
+	err = eachRow(ctx, q, `SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger' AND name NOT LIKE 'tidemark\_%' ESCAPE '\' ORDER BY rowid`,
+		func(scan func(...any) error) error {
+			var o masterObject
+			if err := scan(&o.name, &o.table, &o.sql); err != nil {
+				return err
+			}
+			event, fires := o.event()
+			if event == "UPDATE" {
+				onUpdate[fold(o.table)] = append(onUpdate[fold(o.table)], o.schemaObject)
+			}
+			if fires {
+				onTracked[fold(o.table)] = append(onTracked[fold(o.table)], o.schemaObject)
+			}
+			return nil
+		})
+	return onUpdate, onTracked, explain(err)
+}
+
 // reacts reports whether the application has triggers.
 func reacts(ctx context.Context, q queryer) (bool, error) {
 	var yes bool
@@ -27,8 +79,21 @@ func reacts(ctx context.Context, q queryer) (bool, error) {
 // writes: what has none afterwards was made by a trigger.
 func (t *tx) sweepAll(plans []*plan) error {
 	for _, p := range plans {
-		if _, err := sweep(t.ctx, t.conn, p.t); err != nil {
+		var callBack []schemaObject
+		if len(p.onTracked) > 0 {
+			var strays bool
+			if err := t.row(`SELECT EXISTS (SELECT 1 FROM ` + p.name + ` WHERE isDirty = 1 AND (clientId IS NULL OR updatedBy = ` + writing + `))`).Scan(&strays); err != nil {
+				return err
+			}
+			if strays {
+				callBack = p.onTracked
+			}
+		}
+		if err := t.suspended(callBack, func() error {
+			_, err := sweep(t.ctx, t.conn, p.t)
 			return explain(err)
+		}); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -55,36 +120,52 @@ func (a *applier) putBack(docs []messages.Document) error {
 	}); err != nil || len(touched) == 0 {
 		return err
 	}
+	var left []*messages.Document
 	for i := range docs {
 		if !touched[docs[i].ID] || docs[i].Deleted {
 			continue
 		}
-		if err := a.restoreRow(&docs[i]); err != nil {
+		if done, err := a.restoreRow(&docs[i]); err != nil {
+			return err
+		} else if !done {
+			left = append(left, &docs[i])
+		}
+	}
+	if len(left) > 0 {
+		if err := a.tx.suspended(a.p.onUpdate, func() error {
+			for _, d := range left {
+				if _, err := a.restoreRow(d); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
 			return err
 		}
 	}
-	return nil
+	return a.tx.takeOut(slices.Collect(maps.Values(a.plans))) // what putting back has fired
 }
 
-// restoreRow makes a clean row say what its document says. The statement that does
-// so may fire the trigger again; it names only columns that differ, so a trigger of
-// other columns does not.
-func (a *applier) restoreRow(d *messages.Document) error {
+// restoreRow makes a clean row say what its document says, and reports whether it does.
+// The statement that does so may fire the trigger again; it names only columns that
+// differ, so a trigger of other columns does not. One that counts every update is never
+// content: it has to be suspended.
+func (a *applier) restoreRow(d *messages.Document) (done bool, err error) {
 	*a.at = docKey{a.p.t.Name, d.ID}
-	for range 3 {
+	for try := 0; ; try++ {
 		if _, skip := a.skip[d.ID]; skip {
 			break
 		}
 		row, err := a.p.rowByID(a.tx, d.ID)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if row == nil || row.dirty || row.serverVersion != d.UpdateTime {
 			break
 		}
 		cols, vals, out, err := a.values(d)
 		if err != nil {
-			return err
+			return false, err
 		}
 		var set []string
 		var args []any
@@ -96,14 +177,17 @@ func (a *applier) restoreRow(d *messages.Document) error {
 		if len(set) == 0 {
 			break
 		}
+		if try == 2 {
+			return false, nil
+		}
 		if _, err := a.tx.run("UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID)...); err != nil {
 			if _, err := a.refused(err); err != nil {
-				return err
+				return false, err
 			}
 			break // the row stays as the trigger left it
 		}
 	}
-	return a.tx.exec(`DELETE FROM tidemark_touched WHERE tableName = ? AND clientId = ?`, a.p.t.Name, d.ID)
+	return true, a.tx.exec(`DELETE FROM tidemark_touched WHERE tableName = ? AND clientId = ?`, a.p.t.Name, d.ID)
 }
 
 // touched restores, at the end of a download, what is still as a trigger left it;

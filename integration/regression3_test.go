@@ -1,0 +1,122 @@
+package integration
+
+import (
+	"database/sql/driver"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"modernc.org/sqlite"
+
+	tidemark "github.com/tidemark-sync/tidemark"
+)
+
+func init() {
+	sqlite.MustRegisterDeterministicScalarFunction("ownfold", 1, func(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
+		return strings.ToLower(fmt.Sprint(args[0])), nil
+	})
+}
+
+// Triggers that count every update, ours too, are the most common of all: "modified at",
+// an edit counter, an audit log. Syncing changes none of what they say, and everybody has
+// the same.
+func TestTriggersThatCountEveryUpdate(t *testing.T) {
+	f := newFleet(t, `CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT, modified TEXT, revisions INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE audit (id INTEGER PRIMARY KEY, note INTEGER, said TEXT);
+CREATE TRIGGER touch AFTER UPDATE ON note BEGIN UPDATE note SET modified = strftime('%Y-%m-%d %H:%M:%f', 'now'), revisions = revisions + 1 WHERE id = NEW.id; END;
+CREATE TRIGGER log AFTER UPDATE ON note BEGIN INSERT INTO audit (note, said) VALUES (NEW.id, OLD.body || ' -> ' || NEW.body); END`)
+	a, b := f.device("a"), f.device("b")
+	all := func(d *device) string {
+		return d.value(`SELECT group_concat(id || ' ' || body || ' ' || coalesce(modified, '-') || ' ' || revisions, '; ') FROM (SELECT * FROM note ORDER BY body)`) +
+			" | " + d.value(`SELECT count(*) FROM audit`)
+	}
+	for _, edit := range []string{
+		`INSERT INTO note (body) VALUES ('a'), ('b')`,
+		`UPDATE note SET body = 'A' WHERE body = 'a'`,
+		`UPDATE note SET body = body || '!'`,
+		`DELETE FROM note WHERE body = 'b!'`,
+	} {
+		a.exec(edit)
+		said := all(a)
+		rounds(3, a, b)
+		if got := all(a); got != said {
+			t.Errorf("after %q a sync changed %q to %q", edit, said, got)
+		}
+		same(t, a, b)
+		if got := a.value(`SELECT schemaVersion = (SELECT schema_version FROM pragma_schema_version) FROM tidemark_state`); got != "1" {
+			t.Error("the schema looks changed")
+		}
+	}
+	b.exec(`UPDATE note SET body = 'from b'`)
+	said := all(b)
+	rounds(2, b, a)
+	if got := all(b); got != said {
+		t.Errorf("a sync changed %q to %q", said, got)
+	}
+	same(t, a, b)
+	if r := a.sync(); !r.InStep {
+		t.Errorf("still moving: %v", r.Tables)
+	}
+}
+
+// Rows that refer to each other in a circle, with unique keys on both sides, made twice.
+func TestUniqueRowsInACircleOnTwoDevices(t *testing.T) {
+	const schema = `CREATE TABLE dept (id INTEGER PRIMARY KEY, name TEXT UNIQUE, head INTEGER REFERENCES emp(id) DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE emp (id INTEGER PRIMARY KEY, name TEXT UNIQUE, dept INTEGER REFERENCES dept(id) DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE task (id INTEGER PRIMARY KEY, emp INTEGER REFERENCES emp(id), dept INTEGER REFERENCES dept(id))`
+	for _, c := range [][2]tidemark.UniquePolicy{{tidemark.SetAside, tidemark.Adopt}, {tidemark.Adopt, tidemark.SetAside}, {tidemark.Adopt, tidemark.Adopt}} {
+		f := newFleet(t, schema)
+		fresh := func(name string) *device {
+			path := filepath.Join(f.dir, name+".db")
+			db := openDB(t, path)
+			if _, err := db.DB.Exec(schema); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tidemark.Attach(t.Context(), db, tidemark.Table{Name: "dept", Unique: c[0]}, tidemark.Table{Name: "emp", Unique: c[1]}); err != nil {
+				t.Fatal(err)
+			}
+			d := f.on(path, db)
+			for i := 1; i <= 8; i++ { // ids are random: some live on, some do not
+				d.exec(fmt.Sprintf(`BEGIN; INSERT INTO dept (id, name, head) VALUES (%[1]d, 'd%[1]d', %[1]d); INSERT INTO emp (id, name, dept) VALUES (%[1]d, 'e%[1]d', %[1]d); COMMIT;
+					INSERT INTO task (emp, dept) VALUES (%[1]d, %[1]d)`, i))
+			}
+			return d
+		}
+		a, b := fresh("a"), fresh("b")
+		for range 5 {
+			for _, d := range []*device{a, b} {
+				d.sync()
+				if n := d.value(`SELECT count(*) FROM pragma_foreign_key_check`); n != "0" {
+					t.Fatalf("%v: %s rows refer to nothing", c, n)
+				}
+				if n := d.value(`SELECT count(*) FROM (SELECT 1 FROM emp UNION ALL SELECT 1 FROM dept)`); n != "16" {
+					t.Fatalf("%v: %s of 16 names are left", c, n)
+				}
+			}
+		}
+	}
+}
+
+// What the application's schema calls comes with its driver, in a restore too.
+func TestASchemaThatCallsTheApplicationsFunctions(t *testing.T) {
+	for name, ddl := range map[string]string{
+		"index":     `CREATE TABLE note (id INTEGER PRIMARY KEY, title TEXT); CREATE INDEX note_fold ON note (ownfold(title));`,
+		"check":     `CREATE TABLE note (id INTEGER PRIMARY KEY, title TEXT CHECK (ownfold(title) <> ''));`,
+		"generated": `CREATE TABLE note (id INTEGER PRIMARY KEY, title TEXT, folded TEXT AS (ownfold(title)) STORED);`,
+		"computed":  `CREATE TABLE note (id INTEGER PRIMARY KEY, title TEXT, folded TEXT AS (ownfold(title)));`,
+		"partial":   `CREATE TABLE note (id INTEGER PRIMARY KEY, title TEXT); CREATE INDEX note_fold ON note (title) WHERE ownfold(title) <> '';`,
+		"trigger":   `CREATE TABLE note (id INTEGER PRIMARY KEY, title TEXT); CREATE TABLE log (x); CREATE TRIGGER tidemark_like AFTER INSERT ON note BEGIN INSERT INTO log VALUES (ownfold(new.title)); END;`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFleet(t, ddl)
+			a := f.device("a", tidemark.WithBackup(1, time.Hour, 3))
+			a.exec(`INSERT INTO note (title) VALUES ('One'), ('Two')`)
+			a.sync()
+			b := f.restore("b")
+			rounds(1, b, a)
+			same(t, a, b)
+		})
+	}
+}
