@@ -101,12 +101,13 @@ CREATE TABLE street (id INTEGER PRIMARY KEY, b TEXT, v TEXT, country TEXT, city 
 	},
 	{
 		name: "triggers",
-		ddl: `CREATE TABLE account (id INTEGER PRIMARY KEY, b TEXT, v TEXT, entries INTEGER NOT NULL DEFAULT 0);
+		ddl: `CREATE TABLE account (id INTEGER PRIMARY KEY, b TEXT, v TEXT, entries INTEGER NOT NULL DEFAULT 0, edits INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE entry (id INTEGER PRIMARY KEY, b TEXT, v TEXT, account INTEGER NOT NULL REFERENCES account(id) ON DELETE CASCADE);
 CREATE TRIGGER counts AFTER INSERT ON entry BEGIN UPDATE account SET entries = entries + 1 WHERE id = NEW.account; END;
-CREATE TRIGGER uncounts AFTER DELETE ON entry BEGIN UPDATE account SET entries = entries - 1 WHERE id = OLD.account; END;`,
+CREATE TRIGGER uncounts AFTER DELETE ON entry BEGIN UPDATE account SET entries = entries - 1 WHERE id = OLD.account; END;
+CREATE TRIGGER edited AFTER UPDATE ON account BEGIN UPDATE account SET edits = edits + 1 WHERE id = NEW.id; END;`,
 		tables: []simTable{
-			{name: "account", key: []string{"id"}, counters: []string{"entries"}},
+			{name: "account", key: []string{"id"}, counters: []string{"entries", "edits"}},
 			{name: "entry", key: []string{"id"}, refs: []simRef{{columns: []string{"account"}, parent: "account", required: true}}},
 		},
 	},

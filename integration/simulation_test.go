@@ -8,7 +8,7 @@ import (
 )
 
 var (
-	simSeeds   = flag.Int("seeds", 20, "how many random fleets the simulation runs")
+	simSeeds   = flag.Int("seeds", 10, "how many random fleets the simulation runs")
 	simSeed    = flag.Uint64("seed", 1, "the first seed of the simulation")
 	simOnly    = flag.String("variant", "", "the part of a variant's name to run")
 	simSearch  = flag.Bool("search", false, "count from -seed on how many seeds each missing remedy takes")
