@@ -192,6 +192,8 @@ func (a *attacher) tryUpdate(t *Table) error {
 		if slices.ContainsFunc(tokens(o.sql), func(t token) bool { return t.is("RAISE") }) {
 			a.warn("table %q: the application's trigger %q can refuse updates; one that refuses those of the tracked columns makes every insert fail: "+
 				"limit it to columns of its own (UPDATE OF …), or exclude the table", t.Name, o.name)
+		} else {
+			a.warn("table %q: the application's trigger %q fires once more for each edit, when the row is marked: if it counts or logs, limit it to columns of its own (UPDATE OF …)", t.Name, o.name)
 		}
 	}
 	if err := a.all("SAVEPOINT tidemark_try"); err != nil {
