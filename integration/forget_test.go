@@ -137,7 +137,11 @@ func TestForgettingAScopeIsCutOffAnywhere(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			told, calls := 0, int64(0)
-			for n := int64(1); calls >= n-1; n++ { // until no call is the n-th
+			step := int64(3)
+			if name == "its answer is lost" { // the worst: everywhere
+				step = 1
+			}
+			for n := int64(1); calls >= n-1; n += step { // until no call is the n-th
 				f := newFleet(t, forgetSchema)
 				a, b := f.device("a", eager()...), f.device("b", eager()...)
 				a.exec(`INSERT INTO notes (name) VALUES ('one')`)
