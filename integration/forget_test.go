@@ -141,7 +141,7 @@ func TestForgettingAScopeIsCutOffAnywhere(t *testing.T) {
 			if name == "its answer is lost" { // the worst: everywhere
 				step = 1
 			}
-			for n := int64(1); calls >= n-1; n += step { // until no call is the n-th
+			for n := int64(1); calls >= n-step; n += step { // until no call is the n-th
 				f := newFleet(t, forgetSchema)
 				a, b := f.device("a", eager()...), f.device("b", eager()...)
 				a.exec(`INSERT INTO notes (name) VALUES ('one')`)
