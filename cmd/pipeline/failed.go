@@ -185,15 +185,7 @@ does, with version: updatedOn, updatedBy, deleted, values and parents.`,
 				return a.out.json(x)
 			}
 			a.tellLetterWhole(x)
-			again := false
-			err = tidemark.ReplayDeadLetters(ctx, db.DB, tidemark.DeadLetterFilter{IDs: ids}, true, func(r tidemark.Replayed) error {
-				again = r.Stage == messages.StageUpload && r.Outcome == "failed"
-				return nil
-			})
-			if err != nil {
-				return db.failed(cause(ctx, err))
-			}
-			if again {
+			if x.Stage == messages.StageUpload && x.Message == nil && x.Class == "local" {
 				a.out.printf("\nAs it is, the row can never go up: change the row, then sync.\n")
 				a.next("sync", s, "remote", "store")
 				return nil
