@@ -100,6 +100,17 @@ func behindOf(id string, seen messages.Vector, all []messages.Device) (n int64) 
 	return n
 }
 
+// spanText is a time that somebody set.
+func spanText(d time.Duration) string {
+	switch {
+	case d%time.Hour == 0:
+		return counted(int64(d/time.Hour), "hour", "hours")
+	case d%time.Minute == 0:
+		return counted(int64(d/time.Minute), "minute", "minutes")
+	}
+	return d.String()
+}
+
 // bigBrother reads from the manifest whose turn it is.
 func (p *Pipeline) bigBrother(ctx context.Context) (id *string, why string, err error) {
 	if p.store == nil {
@@ -114,7 +125,7 @@ func (p *Pipeline) bigBrother(ctx context.Context) (id *string, why string, err 
 	}
 	why = "it made the newest snapshot, " + m.Current.Generation
 	if wait := p.set.backup.Takeover; wait > 0 {
-		why += fmt.Sprintf("; when the next one is due and it does not make it for %v, another device takes over", wait)
+		why += fmt.Sprintf("; when the next one is due and it does not make it for %s, another device takes over", spanText(wait))
 	}
 	return &m.Current.Device, why, nil
 }

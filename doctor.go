@@ -210,7 +210,7 @@ func (d *doctor) triggers() {
 	e := d.exam
 	if n := len(e.Missing) + len(e.Altered); n > 0 {
 		d.problem("triggers", "run `pipeline attach`, which puts them right; what was edited without them was not noticed: save those rows once more",
-			"%d of our triggers and indexes are missing, %d are not as they should be: %s", len(e.Missing), len(e.Altered), someOf(append(e.Missing, e.Altered...)))
+			"of our triggers and indexes, missing: %d, changed: %d: %s", len(e.Missing), len(e.Altered), someOf(append(e.Missing, e.Altered...)))
 	} else {
 		d.ok("triggers", "all there, tables: %d", len(e.Tables))
 	}
@@ -226,7 +226,11 @@ func (d *doctor) references() {
 	}
 	var parts []string
 	for _, x := range d.exam.Dangling {
-		parts = append(parts, fmt.Sprintf("%d of %s (%s) refer to no row of %s, such as the row %s", x.Rows, x.Table, strings.Join(x.Columns, ", "), x.Parent, x.First))
+		refer := "refer"
+		if x.Rows == 1 {
+			refer = "refers"
+		}
+		parts = append(parts, fmt.Sprintf("%d of %s (%s) %s to no row of %s, such as the row %s", x.Rows, x.Table, strings.Join(x.Columns, ", "), refer, x.Parent, x.First))
 	}
 	d.warn("foreign keys", "add the parents, set the columns to NULL, or delete the rows; and let the application set PRAGMA foreign_keys = ON",
 		"rows that stay on this device: %s", strings.Join(parts, "; "))
@@ -253,7 +257,7 @@ func (d *doctor) sync() {
 	case cycle == "":
 		d.warn("last sync", "run `pipeline sync`, or `pipeline run` as a service", "no sync came to its end yet")
 	case age > 24*time.Hour && h.Dirty > 0:
-		d.warn("last sync", "run `pipeline sync` and look at its error, or `pipeline run` as a service", "%s ago, and %d edits are here only", ageText(age), h.Dirty)
+		d.warn("last sync", "run `pipeline sync` and look at its error, or `pipeline run` as a service", "%s ago, and %s here only", ageText(age), counted(h.Dirty, "edit is", "edits are"))
 	default:
 		d.ok("last sync", "%s ago", ageText(age))
 	}
@@ -264,7 +268,7 @@ func (d *doctor) sync() {
 	case len(broken) > 0:
 		d.problem("failures", "`pipeline failed show ID` has what to report; a newer version may have mended it", "a stage failed by a mistake in a program")
 	case h.Dead > 0:
-		d.warn("failures", "`pipeline failed` lists them, with the reason and what helps", "%d rows or documents were set aside", h.Dead)
+		d.warn("failures", "`pipeline failed` lists them, with the reason and what helps", "%s set aside", counted(h.Dead, "row or document was", "rows or documents were"))
 	default:
 		d.ok("failures", "none")
 	}
@@ -298,10 +302,18 @@ func someOf(names []string) string {
 	return strings.Join(names, ", ")
 }
 
+// counted is "1 row" and "2 rows".
+func counted[N int | int64](n N, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
 func bytesText(n int64) string {
 	switch f := float64(n); {
 	case n < 1000:
-		return fmt.Sprintf("%d bytes", n)
+		return counted(n, "byte", "bytes")
 	case f < 1e6:
 		return fmt.Sprintf("%.1f kB", f/1e3)
 	case f < 1e9:
@@ -316,7 +328,7 @@ func ageText(d time.Duration) string {
 	case d < time.Minute:
 		return "less than a minute"
 	case d < 2*time.Hour:
-		return fmt.Sprintf("%d minutes", int(d.Minutes()))
+		return counted(int64(d.Minutes()), "minute", "minutes")
 	case d < 48*time.Hour:
 		return fmt.Sprintf("%d hours", int(d.Hours()))
 	default:

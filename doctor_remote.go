@@ -30,7 +30,7 @@ func (d *doctor) server() {
 		return
 	}
 	took := time.Since(asked)
-	d.ok("server", "answers, in %v; what is there can be read", took.Round(time.Millisecond))
+	d.ok("server", "answers, in %s; what is there can be read", tookText(took))
 	d.clock(time.UnixMicro(list.ReadTime).Sub(asked.Add(took / 2)).Round(time.Millisecond))
 	if c, ok := d.remote.(cautious); ok && c.Caution() != "" {
 		d.warn("credentials", "sign in as the user whose scope it is; an operator's account is for operators", "%s", c.Caution())
@@ -101,14 +101,21 @@ func (d *doctor) strangers(readTime int64) {
 	}
 	if without > 0 {
 		d.warn("documents", "`pipeline sync --full` finds them, at a read a document; let the program that writes them write as a device does",
-			"%d of %d that were looked at were written by no device, in %s", without, all, someOf(where))
+			"of %d looked at, no device wrote %d, in %s", all, without, someOf(where))
 		return
 	}
 	if all == 0 {
 		d.ok("documents", "there are none yet")
 		return
 	}
-	d.ok("documents", "the %d that were looked at were all written by devices", all)
+	d.ok("documents", "%d looked at, all written by devices", all)
+}
+
+func tookText(d time.Duration) string {
+	if d < time.Second {
+		return fmt.Sprintf("%d ms", max(1, d.Milliseconds()))
+	}
+	return fmt.Sprintf("%.1f s", d.Seconds())
 }
 
 // quietAfter is when a device that holds back old tombstones is worth a word.
@@ -131,11 +138,11 @@ func (d *doctor) devices(list messages.DeviceList) {
 	switch {
 	case len(held) > 0:
 		d.warn("devices", "sync them, or leave it: after 90 days they no longer count, and read everything again when they come back",
-			"%d hold back the removal of old tombstones: %s", len(held), someOf(held))
+			"%s back the removal of old tombstones: %s", counted(len(held), "holds", "hold"), someOf(held))
 	case d.exam.Attached && !here:
-		d.warn("devices", "run `pipeline sync`", "%d sync with this remote; this one has not yet", len(list.Devices))
+		d.warn("devices", "run `pipeline sync`", "%s with this remote; this one has not yet", counted(len(list.Devices), "syncs", "sync"))
 	default:
-		d.ok("devices", "%d, of which none holds back the removal of old tombstones", len(list.Devices))
+		d.ok("devices", "%d, of which none has been silent for a week and holds back the removal of old tombstones", len(list.Devices))
 	}
 }
 
@@ -223,11 +230,11 @@ func (d *doctor) uploads(lost int, rule, known bool, err error) {
 	const advice = "add a lifecycle rule to the bucket: AbortIncompleteMultipartUpload after 7 days"
 	switch {
 	case errors.Is(err, ErrUnauthorized): // as it should be where several share a bucket
-		d.ok("uploads", "this account does not see unfinished uploads; the bucket's lifecycle rule aborts them (`pipeline s3-policy`)")
+		d.ok("uploads", "this account does not see unfinished uploads; the bucket's lifecycle rule aborts them, if it has one (`pipeline s3-policy`)")
 	case err != nil:
 		d.warn("uploads", "allow this account s3:ListBucketMultipartUploads", "unfinished uploads cannot be seen: %v", err)
 	case lost > 0:
-		d.warn("uploads", "the next snapshot aborts them; "+advice, "%d uploads that nobody will finish take space, and no listing shows them", lost)
+		d.warn("uploads", "the next snapshot aborts them; "+advice, "%s space, and no listing shows them", counted(lost, "upload that nobody will finish takes", "uploads that nobody will finish take"))
 	case !known:
 		d.ok("uploads", "none is left unfinished; the bucket's lifecycle rules cannot be seen")
 	case !rule:

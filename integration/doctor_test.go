@@ -79,7 +79,7 @@ func TestDoctorFindsWhatIsWrongElsewhere(t *testing.T) {
 		want(t, a.doctor(f.remote(), deaf), "problem conditions: the store ignores the conditions of writes")
 
 		f.server.Put(messages.Document{Table: "note", ID: "by-hand", Fields: map[string]any{"title": "console"}})
-		want(t, a.doctor(f.remote(), f.store()), "warning documents: 1 of 4 that were looked at were written by no device, in note")
+		want(t, a.doctor(f.remote(), f.store()), "warning documents: of 4 looked at, no device wrote 1, in note")
 		f.server.Remove("note", "by-hand")
 
 		// B is forgotten in a drawer while A goes on.
@@ -88,7 +88,7 @@ func TestDoctorFindsWhatIsWrongElsewhere(t *testing.T) {
 			a.notes(1)
 			a.sync()
 		}
-		want(t, a.doctor(f.remote(), f.store()), "warning devices: 1 hold back the removal of old tombstones: ")
+		want(t, a.doctor(f.remote(), f.store()), "warning devices: 1 holds back the removal of old tombstones: ")
 		<-time.After(100 * 24 * time.Hour)
 		a.sync()
 		if got := a.doctor(f.remote(), f.store()); strings.Contains(got, "devices") {

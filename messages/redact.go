@@ -3,7 +3,9 @@ package messages
 import (
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -57,11 +59,63 @@ func hide(text, secret string) string {
 	}
 }
 
+// longValue is the length in bytes from which a row's value is taken out wherever it
+// stands: no word of an error is that long.
+const longValue = 16
+
+// hideValue takes out a row's value where nobody can take it for a word of the error
+// itself: in quotes, or as a word that is no name and no number.
+func hideValue(text, value string, names []string) string {
+	if len(value) >= longValue {
+		return hide(text, value)
+	}
+	_, notNumber := strconv.ParseFloat(value, 64)
+	word := notNumber != nil && !slices.Contains(names, value)
+	first, _ := utf8.DecodeRuneInString(value)
+	last, _ := utf8.DecodeLastRuneInString(value)
+	var b strings.Builder
+	for at := 0; ; {
+		i := strings.Index(text[at:], value)
+		if i < 0 {
+			b.WriteString(text[at:])
+			return b.String()
+		}
+		i += at
+		before, _ := utf8.DecodeLastRuneInString(text[:i])
+		after, _ := utf8.DecodeRuneInString(text[i+len(value):])
+		quoted := before == after && strings.ContainsRune("\"'`", before)
+		whole := !(inWord(before) && inWord(first)) && !(inWord(after) && inWord(last))
+		b.WriteString(text[at:i])
+		if quoted || word && whole {
+			b.WriteString(hidden)
+		} else {
+			b.WriteString(value)
+		}
+		at = i + len(value)
+	}
+}
+
+func inWord(r rune) bool {
+	return r != utf8.RuneError && (r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r))
+}
+
 // Redact takes out of an error's text what looks like a credential and each of secrets
 // that has at least four bytes, and keeps its first 2,000 bytes. Adapters give everything
 // to it that a server, a proxy or an SDK says: such a text may quote the request. What
 // errors.Is and errors.As find is still the original.
 func Redact(err error, secrets ...string) error {
+	return redact(err, secrets, hide)
+}
+
+// RedactRows does what Redact does, for an error that may quote rows. Their values, of at
+// least four bytes, go where they stand in quotes, where they are words, and from 16
+// bytes on wherever they stand. What the error says itself stays: a word that is one of
+// names, such as a table's or a column's, and a shorter number.
+func RedactRows(err error, values, names []string) error {
+	return redact(err, values, func(text, value string) string { return hideValue(text, value, names) })
+}
+
+func redact(err error, secrets []string, hide func(text, secret string) string) error {
 	if err == nil {
 		return nil
 	}

@@ -47,3 +47,31 @@ func TestRedact(t *testing.T) {
 		t.Error("no error became one")
 	}
 }
+
+// An answer that quotes a row says what is wrong all the same.
+func TestRedactRows(t *testing.T) {
+	names := []string{"note", "title", "users"}
+	for _, c := range []struct {
+		value, said, want string
+	}{
+		{"note", `Property "note.title" of projects/p/documents/users/u/note/x: too long`, `Property "note.title" of projects/p/documents/users/u/note/x: too long`},
+		{"users", "no such path: projects/p/documents/users/u", "no such path: projects/p/documents/users/u"},
+		{"Prop", "Property title is too long", "Property title is too long"},
+		{"1000", "1000 bytes are allowed, and it has 21000", "1000 bytes are allowed, and it has 21000"},
+		{"1000", `the value "1000" of title`, `the value "…" of title`},
+		{"title", `string_value:"title" in title`, `string_value:"…" in title`},
+		{"Ann", "Ann", "Ann"}, // too short
+		{"Anna", "title of Anna, Annabel and 'Anna'", "title of …, Annabel and '…'"},
+		{"Ännä", "Ännäx and Ännä", "Ännäx and …"},
+		{"(hi)", "x(hi)x", "x…x"},
+		{"dear Ann, dear Bob", "xdear Ann, dear Bobx", "x…x"},
+		{"dear Ann, dear Bob", "in dear Ann, dear B", "in …"}, // as a server cuts it off
+		{"918273645546372819", "integer_value:918273645546372819", "integer_value:…"},
+		{"note", "authorization: Bearer cAnArY77 of note", "authorization: Bearer … of note"},
+	} {
+		err := messages.RedactRows(fmt.Errorf("%w: %s", io.ErrUnexpectedEOF, c.said), []string{c.value}, names)
+		if _, got, _ := strings.Cut(err.Error(), ": "); got != c.want || !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%q in %q became %q", c.value, c.said, err)
+		}
+	}
+}

@@ -170,7 +170,7 @@ func (l *Local) copyTo(ctx context.Context, m *making) (err error) {
 	if err := describe(ctx, c, &m.snap); err != nil {
 		return err
 	}
-	if err := clean(ctx, c, m.snap.Scope); err != nil {
+	if err := clean(ctx, c, m.snap.Scope, m.enc != nil); err != nil {
 		return err
 	}
 	m.aside(func() error { return end(checkCopy(ctx, c)) })
@@ -190,7 +190,7 @@ func checkCopy(ctx context.Context, c queryer) error {
 }
 
 // clean takes out of the copy what belongs to this installation.
-func clean(ctx context.Context, c queryer, scope string) error {
+func clean(ctx context.Context, c queryer, scope string, encrypted bool) error {
 	for _, q := range []string{
 		`INSERT INTO tidemark_snapshot.tidemark_seen (device, seq) SELECT installationId, seq FROM tidemark_snapshot.tidemark_state WHERE seq > 0
 			ON CONFLICT (device) DO UPDATE SET seq = max(seq, excluded.seq)`,
@@ -214,7 +214,7 @@ func clean(ctx context.Context, c queryer, scope string) error {
 			return fmt.Errorf("clean the copy: %w", explain(err))
 		}
 	}
-	if _, err := c.ExecContext(ctx, `UPDATE tidemark_snapshot.tidemark_state SET scope = ?`, scope); err != nil {
+	if _, err := c.ExecContext(ctx, `UPDATE tidemark_snapshot.tidemark_state SET scope = ?, snapshotEncrypted = ?`, scope, encrypted); err != nil {
 		return fmt.Errorf("clean the copy: %w", explain(err))
 	}
 	return nil

@@ -62,6 +62,21 @@ func busy(err error) bool {
 	return ok && sq.Code()&0xff == sqlite3.SQLITE_BUSY
 }
 
+// Exists fails with messages.ErrNotFound when there is no folder. It makes none, as
+// OpenRemote and OpenStore do.
+func Exists(dir string) error {
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("there is no folder %q: %w", dir, messages.ErrNotFound)
+	case err != nil:
+		return classify(context.Background(), err)
+	case !info.IsDir():
+		return fmt.Errorf("%q is not a folder, name one: %w", dir, messages.ErrNotFound)
+	}
+	return nil
+}
+
 // openFolder makes the folder when only it is missing. Its parent must exist: a
 // disk that is not mounted must not look like an empty remote.
 func openFolder(dir string) (string, error) {

@@ -3,7 +3,10 @@ package firestore
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
+	"strings"
 
 	pb "cloud.google.com/go/firestore/apiv1/firestorepb"
 
@@ -43,7 +46,7 @@ func (r *Remote) Commit(ctx context.Context, c messages.Commit) (messages.Commit
 		return err
 	})
 	if err != nil {
-		return messages.Committed{}, r.commitError(ctx, op, err, values(c.Writes))
+		return messages.Committed{}, r.commitError(ctx, op, err, c.Writes)
 	}
 	if c.Remove { // what is gone has no version
 		done.UpdateTime = micros(resp.GetCommitTime())
@@ -77,4 +80,15 @@ func values(writes []messages.Write) (list []string) {
 		}
 	}
 	return list
+}
+
+// names are the words that an error says of its own: the tables, the columns, and the
+// parts of the documents' path.
+func (r *Remote) names(writes []messages.Write) []string {
+	list := strings.FieldsFunc(r.database+"/documents/"+r.scope, func(c rune) bool { return c == '/' })
+	for i := range writes {
+		list = append(list, writes[i].Document.Table)
+		list = slices.AppendSeq(list, maps.Keys(writes[i].Document.Fields))
+	}
+	return slices.Compact(slices.Sorted(slices.Values(list)))
 }

@@ -72,8 +72,8 @@ func tooOld(text string) bool {
 }
 
 // commitError classifies the failure of a commit: there, a condition that does not
-// hold is a conflict. values are what the documents hold: an answer may quote them.
-func (r *Remote) commitError(ctx context.Context, op string, err error, values []string) error {
+// hold is a conflict. writes are what it sent: an answer may quote them.
+func (r *Remote) commitError(ctx context.Context, op string, err error, writes []messages.Write) error {
 	if err := callerError(ctx, op); err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func (r *Remote) commitError(ctx context.Context, op string, err error, values [
 		return fmt.Errorf("firestore: %s: %w", op, err)
 	}
 	text := status.Convert(err).Message()
-	err = messages.Redact(err, values...)
+	err = messages.RedactRows(err, values(writes), r.names(writes))
 	switch status.Code(err) {
 	case codes.AlreadyExists:
 		return fmt.Errorf("firestore: %s: %w: %w", op, messages.ErrConflict, err)

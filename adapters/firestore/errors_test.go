@@ -269,3 +269,15 @@ func TestRetryInfoIsPassedOn(t *testing.T) {
 		}
 	}
 }
+
+// The server's words stay, whatever the rows say.
+func TestACommitsErrorCanBeRead(t *testing.T) {
+	const said = `Property note.title of projects/p/databases/(default)/documents/users/alice/note/1 has 1000 bytes`
+	r := (&fake{err: status.Error(codes.InvalidArgument, said+`: "Prop", Anna`)}).open(t, 10*time.Second)
+	_, err := r.Commit(t.Context(), messages.Commit{Device: messages.Device{ID: "d"}, Writes: []messages.Write{{Document: messages.Document{
+		Table: "note", ID: "1", Fields: map[string]any{"title": "Prop", "who": "Anna", "kind": "note", "text": "documents", "n": int64(1000), "less": "data"},
+	}}}})
+	if err == nil || !strings.Contains(err.Error(), said+`: "…", …`) {
+		t.Errorf("it says %v", err)
+	}
+}

@@ -61,6 +61,9 @@ func (u *user) token(ctx context.Context, refused string) (string, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.last = token
+	if token != u.bad {
+		u.bad = "" // asked with it again, a source would get another one each time
+	}
 	return token, nil
 }
 

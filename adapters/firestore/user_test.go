@@ -153,6 +153,29 @@ func TestATokenThatExpiresInTheMiddleOfAnAnswer(t *testing.T) {
 	}
 }
 
+// A source that gets another token whenever it is told of a refused one, as Google's
+// SDKs do, does it once.
+func TestATokenThatWasReplacedIsRefusedNoMore(t *testing.T) {
+	g := &gate{valid: "token 0", midst: true}
+	refreshed := 0
+	r := g.open(t, func(_ context.Context, refused string) (string, error) {
+		if refused != "" {
+			refreshed++
+		}
+		return fmt.Sprint("token ", refreshed), nil
+	})
+	one(t, "read", read(t.Context(), r), messages.ErrUnavailable)
+	g.midst, g.valid = false, "token 1"
+	for range 3 {
+		if err := read(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if refreshed != 1 {
+		t.Errorf("one token was refused, and %d were replaced", refreshed)
+	}
+}
+
 func TestWhatATokenSourceSays(t *testing.T) {
 	for _, c := range []struct {
 		token string

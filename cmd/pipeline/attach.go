@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -53,9 +54,8 @@ row can be said for each table under policies in tidemark.yaml.`,
 				if err := tidemark.Reset(ctx, db.DB); err != nil {
 					return db.failed(cause(ctx, err))
 				}
-				a.out.printf("%s has forgotten its server: every row is dirty, and the next sync may go to another.\n", plain(s.db.text))
 			}
-			a.tellAttached(s, done)
+			a.tellAttached(s, done, reset)
 			return nil
 		},
 	}, "db", "exclude")
@@ -63,12 +63,18 @@ row can be said for each table under policies in tidemark.yaml.`,
 	return cmd
 }
 
-func (a *app) tellAttached(s settings, d tidemark.Attached) {
+func (a *app) tellAttached(s settings, d tidemark.Attached, reset bool) {
 	name := plain(s.db.text)
-	if len(d.Tables) == 0 {
+	tables := count(int64(len(d.Tables)), "table", "tables")
+	switch {
+	case len(d.Tables) == 0:
 		a.out.printf("%s has no table that could be synced.\n", name)
-	} else {
-		a.out.printf("%s is attached: %s, %s marked dirty.\n\n", name, count(int64(len(d.Tables)), "table", "tables"), count(d.Rows, "row", "rows"))
+	case reset:
+		a.wrap(0, "", fmt.Sprintf("%s has forgotten its server: %s, every row is dirty, and the next sync may go to another.", name, tables))
+		a.out.printf("\n")
+		a.list("tables", d.Tables)
+	default:
+		a.out.printf("%s is attached: %s, %s marked dirty.\n\n", name, tables, count(d.Rows, "row", "rows"))
 		a.list("tables", d.Tables)
 	}
 	for _, l := range []struct {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/adapters/file"
 )
 
 func (a *app) doctor() *cobra.Command {
@@ -19,10 +20,10 @@ func (a *app) doctor() *cobra.Command {
 		Use:   "doctor --db FILE [--remote URL] [--store URL] [--json]",
 		Short: "look for what is wrong, and say how to mend it",
 		Long: `doctor checks the database (integrity, triggers, foreign keys, room), the server
-(reachable, rights, clock, documents that no device wrote, devices that hold back
-old tombstones) and the store (rights, conditional writes, unfinished uploads,
-the newest snapshot). What is not named is left out. It changes nothing: in the
-store it writes one small object and removes it.
+(reachable, rights, clock, documents that no device wrote, devices that hold
+back old tombstones) and the store (rights, conditional writes, unfinished
+uploads, the newest snapshot). What is not named is left out. It changes
+nothing: in the store it writes one small object and removes it.
 
 It costs a read for each device and up to --sample reads for each table, and
 about ten requests to the store.
@@ -147,26 +148,44 @@ func (a *app) openBoth(cmd *cobra.Command, s settings, tell func(tidemark.Findin
 		}
 	}
 	if s.remote.text != "" {
-		r, c, err := openRemote(ctx, remoteURL)
+		err := remoteURL.exists()
 		if err == nil {
-			remote, closers = r, append(closers, c)
-		} else if err := failed("server", err); err != nil {
+			var c io.Closer
+			if remote, c, err = openRemote(ctx, remoteURL); err == nil {
+				closers = append(closers, c)
+			}
+		}
+		if err != nil && failed("server", err) != nil {
 			return nil, nil, closers, err
 		}
 	}
 	if s.store.text != "" {
-		st, c, err := openStore(ctx, storeURL)
+		err := storeURL.exists()
 		if err == nil {
-			store, closers = st, append(closers, c)
-		} else if err := failed("store", err); err != nil {
+			var c io.Closer
+			if store, c, err = openStore(ctx, storeURL); err == nil {
+				closers = append(closers, c)
+			}
+		}
+		if err != nil && failed("store", err) != nil {
 			return nil, nil, closers, err
 		}
 	}
 	return remote, store, closers, nil
 }
 
+// exists fails when a folder is not there, which opening it would make.
+func (u address) exists() error {
+	if u.scheme != "file" {
+		return nil
+	}
+	return file.Exists(u.path)
+}
+
 func remedyFor(err error) string {
 	switch {
+	case errors.Is(err, tidemark.ErrNotFound):
+		return "correct the URL, or do what the error says; the first sync makes a folder that is new"
 	case errors.Is(err, tidemark.ErrUnavailable):
 		return "check the network, the URL and the server"
 	case errors.Is(err, tidemark.ErrUnauthorized):
@@ -183,7 +202,11 @@ func remedyFor(err error) string {
 
 // tellCost says what is asked of whom, before it is.
 func (a *app) tellCost(s settings, remote, store bool, sample int) {
-	a.out.printf("%s\n", plain(s.db.text))
+	name := []rune(fit(s.db.text, 1<<12))
+	if len(name) > 80 { // the end of a path says more
+		name = append([]rune{'…'}, name[len(name)-79:]...)
+	}
+	a.out.printf("%s\n", string(name))
 	switch {
 	case remote && store:
 		a.wrap(2, "  ", fmt.Sprintf("costs a read for each device, up to %d for each table, and about ten requests to the store", sample))

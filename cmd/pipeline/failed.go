@@ -118,7 +118,14 @@ func (a *app) tellFailed(s settings, db *database, table string, dead, waiting i
 		a.out.printf("Nothing%s was set aside or waits in %s.\n", of(table), plain(db.path))
 		return
 	}
-	a.out.printf("\n%s, %s.\n", count(dead, "failure", "failures"), count(waiting, "waits", "wait"))
+	var parts []string
+	if dead > 0 {
+		parts = append(parts, count(dead, "failure", "failures"))
+	}
+	if waiting > 0 {
+		parts = append(parts, count(waiting, "waits", "wait"))
+	}
+	a.out.printf("\n%s.\n", strings.Join(parts, ", "))
 	if dead > 0 {
 		a.next("failed show ID", s)
 	}
@@ -178,6 +185,11 @@ does, with version: updatedOn, updatedBy, deleted, values and parents.`,
 				return a.out.json(x)
 			}
 			a.tellLetterWhole(x)
+			if x.Stage == messages.StageUpload && x.Message == nil && x.Class == "local" {
+				a.out.printf("\nAs it is, the row can never go up: change the row, then sync.\n")
+				a.next("sync", s, "remote", "store")
+				return nil
+			}
 			a.next(fmt.Sprintf("failed replay %d", x.ID), s)
 			return nil
 		},
@@ -187,7 +199,7 @@ does, with version: updatedOn, updatedBy, deleted, values and parents.`,
 }
 
 func (a *app) tellLetterWhole(x tidemark.DeadLetter) {
-	a.out.printf("Failure %d: %s\n\n", x.ID, plain(letterName(x.Stage, x.Table, x.Row, x.DocumentID)))
+	a.out.printf("%s\n\n", fit(fmt.Sprintf("Failure %d: %s", x.ID, letterName(x.Stage, x.Table, x.Row, x.DocumentID)), 80))
 	row := func(name, text string) { a.wrap(14, fmt.Sprintf("  %-11s", name), text) }
 	stages := map[string]string{messages.StageUpload: "upload: the row is here, and not on the server", messages.StageDownload: "download: the document is on the server, and not here"}
 	if text, ok := stages[x.Stage]; ok && x.Message == nil {

@@ -126,6 +126,9 @@ ago, such as 2h or 90m.`,
 				if err := cause(ctx, err); errors.Is(err, errInterrupted) {
 					return err
 				}
+				if errors.Is(err, tidemark.ErrUnsynced) {
+					return fmt.Errorf("%s: %w; --keep-unsynced restores all the same, and keeps the file beside", s.db.text, err)
+				}
 				return fmt.Errorf("%s: %w", s.db.text, explain(err))
 			}
 			a.out.printf("%s is restored: %s, from a snapshot of %s.\n\n  snapshot  %s, %s\n  device    %s, new\n",
