@@ -80,9 +80,9 @@ func (a *app) forgetDevice(cmd *cobra.Command, f forgetFlags) error {
 	if err := a.confirm(ctx, f, "forget"); err != nil {
 		return err
 	}
-	done, err := w.pipeline.Forget(ctx, tidemark.ForgetUnsynced()) // what was to be said was said
+	done, err := a.forgetAgreed(ctx, w, f)
 	if err != nil {
-		return w.db.failed(cause(ctx, explain(err)))
+		return err
 	}
 	done.Remains = append(done.Remains, kept(w, f)...)
 	if err := a.wipe(ctx, w, f); err != nil {
@@ -150,6 +150,14 @@ func (a *app) forgetScope(cmd *cobra.Command, f forgetFlags) error {
 	if err := a.confirm(ctx, f, remoteURL.path); err != nil {
 		return err
 	}
+	if w != nil { // the question may have been open for long
+		if local, err = w.pipeline.Forget(ctx, tidemark.ForgetDryRun()); err != nil {
+			return w.db.failed(cause(ctx, explain(err)))
+		}
+		if err := a.refuseUnsynced(w, local, f); err != nil {
+			return err
+		}
+	}
 	a.progress.begin("forgetting", func() string { return thousands(removed.Load()) + " removed" })
 	done, err := tidemark.ForgetScope(ctx, remote, store, append(opts, tidemark.ForgetProgress(removed.Store))...)
 	a.progress.end()
@@ -157,8 +165,8 @@ func (a *app) forgetScope(cmd *cobra.Command, f forgetFlags) error {
 		return cause(ctx, fmt.Errorf("it is not done yet, run it again: %w", err))
 	}
 	if w != nil {
-		if _, err := w.pipeline.Forget(ctx, tidemark.ForgetUnsynced()); err != nil {
-			return w.db.failed(cause(ctx, explain(err)))
+		if _, err := a.forgetAgreed(ctx, w, f); err != nil {
+			return fmt.Errorf("the scope is forgotten, and the file stays: %w", err)
 		}
 		if err := a.wipe(ctx, w, f); err != nil {
 			return err
@@ -166,6 +174,29 @@ func (a *app) forgetScope(cmd *cobra.Command, f forgetFlags) error {
 	}
 	done.Remains = append(done.Remains, kept(w, f)...)
 	return a.tellForgotten(done, f)
+}
+
+// forgetAgreed forgets the device, and no more than what was agreed to: rows may have
+// been written while the question was open. A file that stays keeps them.
+func (a *app) forgetAgreed(ctx context.Context, w *work, f forgetFlags) (tidemark.Forgotten, error) {
+	var opts []tidemark.ForgetOption
+	if f.keepFile {
+		now, err := w.pipeline.Forget(ctx, tidemark.ForgetDryRun())
+		if err != nil {
+			return now, w.db.failed(cause(ctx, explain(err)))
+		}
+		if err := a.refuseUnsynced(w, now, f); err != nil {
+			return now, err
+		}
+	}
+	if f.discard || f.keepFile {
+		opts = append(opts, tidemark.ForgetUnsynced())
+	}
+	done, err := w.pipeline.Forget(ctx, opts...)
+	if refused := a.refuseUnsynced(w, done, f); errors.Is(err, tidemark.ErrUnsynced) && refused != nil {
+		return done, refused // in the command's words
+	}
+	return done, w.db.failed(cause(ctx, explain(err)))
 }
 
 // openToForget opens everything, and counts what is only here.
@@ -177,6 +208,11 @@ func (a *app) openToForget(cmd *cobra.Command, f forgetFlags) (*work, tidemark.F
 	}
 	if err != nil {
 		return nil, tidemark.Forgotten{}, err
+	}
+	if !f.keepFile {
+		if err := removable(s.db.text); err != nil {
+			return nil, tidemark.Forgotten{}, err
+		}
 	}
 	if !f.keepFile && !f.dryRun {
 		if err := unused(ctx, s.db.text); err != nil {
