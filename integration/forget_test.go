@@ -443,3 +443,29 @@ func TestAForgottenDeviceHoldsNothingBack(t *testing.T) {
 		}
 	})
 }
+
+// The URL of somebody else's store is a mistake that costs nobody anything.
+func TestForgettingWithAnothersStore(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, forgetSchema)
+	f.remote = func() tidemark.Remote { return named{f.server.Remote(), "ada"} }
+	a := f.device("a", eager()...)
+	a.exec(`INSERT INTO notes (name) VALUES ('one')`)
+	a.sync()
+	keys := f.store().(*memory.Store).Bucket().Keys()
+	bob := named{memory.NewServer().Remote(), "bob"}
+	for name, opts := range map[string][]tidemark.ForgetOption{"look": {tidemark.ForgetDryRun()}, "remove": nil} {
+		if _, err := tidemark.ForgetScope(t.Context(), bob, f.store(), opts...); !errors.Is(err, tidemark.ErrOtherScope) {
+			t.Errorf("%s: %v, want ErrOtherScope", name, err)
+		}
+		if list, err := bob.Devices(t.Context(), -1); err != nil || len(list.Devices) > 0 {
+			t.Errorf("%s: the scope was marked: %+v, %v", name, list.Devices, err)
+		}
+		if now := f.store().(*memory.Store).Bucket().Keys(); !slices.Equal(now, keys) {
+			t.Errorf("%s: of %v there is %v", name, keys, now)
+		}
+	}
+	if _, err := tidemark.ForgetScope(t.Context(), f.remote(), f.store()); err != nil { // its own
+		t.Error(err)
+	}
+}

@@ -58,20 +58,25 @@ func (i Inventory) Empty() bool {
 type ForgetScope struct {
 	remote CommitReader
 	store  ObjectStore
+	scope  string
 	tables []string
 	token  func() string
 	tell   func(removed int64)
 }
 
-// NewForgetScope returns it. tables are those that no record might name; store may be
+// NewForgetScope returns it. scope is the remote's; a store with another's snapshots is
+// refused with messages.ErrOtherScope. tables are those that no record might name; store may be
 // nil; tell hears of what was removed.
-func NewForgetScope(remote CommitReader, store ObjectStore, tables []string, token func() string, tell func(removed int64)) *ForgetScope {
-	return &ForgetScope{remote, store, tables, token, tell}
+func NewForgetScope(remote CommitReader, store ObjectStore, scope string, tables []string, token func() string, tell func(removed int64)) *ForgetScope {
+	return &ForgetScope{remote, store, scope, tables, token, tell}
 }
 
 // Look counts what is there. It is billed one read a document and a device.
 func (f *ForgetScope) Look(ctx context.Context) (Inventory, error) {
 	in := Inventory{Documents: map[string]int64{}}
+	if err := f.checkStore(ctx, &in.Store); err != nil {
+		return in, err
+	}
 	list, err := f.devices(ctx, &in.Billed)
 	if err != nil {
 		return in, err
@@ -117,6 +122,26 @@ func (f *ForgetScope) allTables(devices []messages.Device) []string {
 	}
 	slices.Sort(tables)
 	return slices.Compact(tables)
+}
+
+// checkStore refuses a store whose manifest names snapshots of another scope.
+func (f *ForgetScope) checkStore(ctx context.Context, use *messages.StoreUse) error {
+	if f.store == nil || f.scope == "" {
+		return nil
+	}
+	m, _, err := ReadManifest(ctx, f.store, use)
+	if errors.Is(err, messages.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, s := range m.Snapshots() {
+		if s.Scope != "" && s.Scope != f.scope {
+			return fmt.Errorf("snapshot %s in the store: %w: %s, and this is %s: check the store's URL; nothing was done", s.Generation, messages.ErrOtherScope, s.Scope, f.scope)
+		}
+	}
+	return nil
 }
 
 func (f *ForgetScope) lookAtStore(ctx context.Context, in *Inventory) error {
@@ -179,6 +204,9 @@ const maxPasses = 10
 // Remove removes everything and returns what was removed.
 func (f *ForgetScope) Remove(ctx context.Context) (Inventory, error) {
 	done := Inventory{Documents: map[string]int64{}}
+	if err := f.checkStore(ctx, &done.Store); err != nil {
+		return done, err
+	}
 	marker, err := f.mark(ctx, &done.Billed)
 	if err != nil {
 		return done, err

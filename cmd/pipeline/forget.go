@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"slices"
@@ -35,7 +36,7 @@ that exist nowhere else it refuses, unless --discard-unsynced gives them up.
 --scope removes the documents, the devices and the snapshots of all devices. The
 other devices keep their files, are told at their next sync that everything was
 forgotten, and sync no more. A marker in Devices stays, for those who hear of it
-late. --db may be left out then. It costs two reads and a delete a document.
+late. --db may be left out then, and its FILE may be gone. It costs two reads and a delete a document.
 
 What was cut off goes on when it is run again. At the end it says what remains.`,
 		Args: noArguments,
@@ -107,7 +108,9 @@ func (a *app) forgetScope(cmd *cobra.Command, f forgetFlags) error {
 	var w *work
 	var opts []tidemark.ForgetOption
 	var local tidemark.Forgotten
-	if s.db.text != "" {
+	if there, err := existsFile(s.db.text); err != nil {
+		return err
+	} else if there { // it may be gone already, by an earlier forget
 		if w, local, err = a.openToForget(cmd, f); err != nil {
 			return err
 		}
@@ -133,7 +136,7 @@ func (a *app) forgetScope(cmd *cobra.Command, f forgetFlags) error {
 		return cause(ctx, err)
 	}
 	if !f.asJSON {
-		a.tellScope(plan)
+		a.tellScope(plan, s.store.text)
 		if w != nil {
 			a.tellFile(w, local, f)
 		}
@@ -247,6 +250,18 @@ func kept(w *work, f forgetFlags) []string {
 	return out
 }
 
+// existsFile reports whether there is something of that name, which may be "".
+func existsFile(name string) (bool, error) {
+	if name == "" {
+		return false, nil
+	}
+	_, err := os.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // openBoth opens the remote and the store.
 func openBoth(ctx context.Context, s settings) (tidemark.Remote, tidemark.SnapshotStore, func(), error) {
 	remoteURL, err := parseRemote(s.remote)
@@ -270,7 +285,7 @@ func openBoth(ctx context.Context, s settings) (tidemark.Remote, tidemark.Snapsh
 
 func (a *app) item(name, text string) { a.wrap(13, "  "+name, text) }
 
-func (a *app) tellScope(p tidemark.Forgotten) {
+func (a *app) tellScope(p tidemark.Forgotten, store string) {
 	a.out.printf("To be forgotten is everything in %s.\n\n", plain(p.Scope))
 	var tables []string
 	var n int64
@@ -284,7 +299,7 @@ func (a *app) tellScope(p tidemark.Forgotten) {
 	}
 	a.item("goes", text)
 	a.item("goes", count(p.Devices, "device", "devices"))
-	a.item("goes", fmt.Sprintf("%s of snapshots, %s", count(p.Objects, "object", "objects"), size(p.ObjectBytes)))
+	a.item("goes", fmt.Sprintf("%s of snapshots, %s, in %s", count(p.Objects, "object", "objects"), size(p.ObjectBytes), plain(store)))
 	if p.Marked {
 		a.item("", "It was begun before; this goes on.")
 	}
