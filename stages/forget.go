@@ -276,14 +276,20 @@ func (f *ForgetScope) stop(ctx context.Context, devices []messages.Device, bille
 				billed.Writes += c.Writes
 				break
 			}
-			if !errors.Is(err, messages.ErrConflict) {
-				return fmt.Errorf("stop device %s: %w", d.ID, err)
+			refusal := fmt.Errorf("stop device %s: %w", d.ID, err)
+			if !perhapsMoved(err) {
+				return refusal
 			}
-			// It has committed meanwhile.
 			if d, err = f.remote.Device(ctx, d.ID); err != nil {
 				return fmt.Errorf("stop device %s: %w", d.ID, err)
 			}
 			billed.Reads++
+			if d.UpdateTime == expect && errors.Is(refusal, messages.ErrConflict) {
+				return fmt.Errorf("stop device %s: %w", d.ID, errHolds)
+			}
+			if d.UpdateTime == expect { // it has not committed meanwhile
+				return refusal
+			}
 		}
 	}
 	return nil
@@ -418,6 +424,8 @@ type Forgetter interface {
 // alone. It reports whether there was a record of ours.
 func ForgetDevice(ctx context.Context, remote CommitReader, local Forgetter, billed *messages.Billed) (registered bool, err error) {
 	const tries = 5 // an earlier commit of ours may still arrive, and then another one
+	var refused error
+	var refusedAt int64 // the version of the record that it stood on
 	for range tries {
 		st, err := local.Standing(ctx)
 		if err != nil {
@@ -429,6 +437,8 @@ func ForgetDevice(ctx context.Context, remote CommitReader, local Forgetter, bil
 		}
 		billed.Reads++
 		switch {
+		case refused != nil && record.UpdateTime == refusedAt:
+			return true, refused
 		case record.UpdateTime == 0:
 			return false, local.Forgotten(ctx)
 		case record.UpdateTime != st.RecordVersion && !slices.Contains(st.Tokens, record.Token):
@@ -447,7 +457,10 @@ func ForgetDevice(ctx context.Context, remote CommitReader, local Forgetter, bil
 		}
 		c.Device = forgotten(c.Device, c.Device.Token)
 		done, err := remote.Commit(ctx, c)
-		if errors.Is(err, messages.ErrConflict) {
+		if refused = nil; perhapsMoved(err) {
+			if !errors.Is(err, messages.ErrConflict) {
+				refused, refusedAt = fmt.Errorf("mark this device as forgotten: %w", err), c.Expect
+			}
 			continue
 		}
 		if err != nil {
