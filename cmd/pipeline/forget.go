@@ -36,7 +36,8 @@ that exist nowhere else it refuses, unless --discard-unsynced gives them up.
 --scope removes the documents, the devices and the snapshots of all devices. The
 other devices keep their files, are told at their next sync that everything was
 forgotten, and sync no more. A marker in Devices stays, for those who hear of it
-late. --db may be left out then, and its FILE may be gone. It costs two reads and a delete a document.
+late. --db may be left out then, and its FILE may be gone. A store with another
+scope's snapshots is refused. It costs two reads and a delete a document.
 
 What was cut off goes on when it is run again. At the end it says what remains.`,
 		Args: noArguments,
