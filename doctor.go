@@ -248,6 +248,10 @@ func (d *doctor) sync() {
 		return
 	}
 	d.health = h
+	if h.ForgottenOn != 0 {
+		d.problem("scope", "remove this copy with `pipeline forget`, or start over with it: `pipeline attach --reset`",
+			"this device was forgotten on %s and syncs no more", time.UnixMilli(h.ForgottenOn).UTC().Format(time.DateOnly))
+	}
 	cycle, on, err := local.LastCycle(d.ctx)
 	if err != nil {
 		d.failed("bookkeeping", err)

@@ -132,7 +132,8 @@ func onlyHere(f Forgotten) string {
 }
 
 // ForgetScope forgets everything below a remote's scope and in a store (which may be
-// nil): documents, devices and snapshots, for every device. There is no way back.
+// nil): documents, devices and snapshots, for every device. There is no way back. A store
+// with snapshots of another scope is refused with ErrOtherScope, and nothing is done.
 //
 // First it leaves a marker, a record with the id "forgotten", which stays: every device
 // finds it at its next check and stops with ErrForgotten, its own rows untouched. Then no
@@ -147,7 +148,7 @@ func ForgetScope(ctx context.Context, remote Remote, store SnapshotStore, opts .
 		objects = store
 	}
 	var removed int64
-	f := stages.NewForgetScope(remote, objects, s.tables, rand.Text, func(n int64) {
+	f := stages.NewForgetScope(remote, objects, out.Scope, s.tables, rand.Text, func(n int64) {
 		removed += n
 		s.progress(removed)
 	})

@@ -73,7 +73,8 @@ func (p *Pipeline) report(ctx context.Context, cycle string) (Report, error) {
 // Status is how a database stands, without asking the server.
 type Status struct {
 	DeviceID string `json:"deviceId"`
-	// InStep: nothing is left to upload, waiting or set aside, and a cycle has ended.
+	// InStep: nothing is left to upload, waiting or set aside, a cycle has ended, and the
+	// device was not forgotten.
 	InStep bool  `json:"inStep"`
 	Tables int   `json:"tables"`
 	Dirty  int64 `json:"dirty"`
@@ -95,6 +96,8 @@ type Status struct {
 	BigBrother *string `json:"bigBrother"`
 	// ClockOffsetMs is the server's clock minus ours.
 	ClockOffsetMs int64 `json:"clockOffsetMs"`
+	// ForgottenOn is when this device was forgotten, which syncs no more; nil: it was not.
+	ForgottenOn *time.Time `json:"forgottenOn"`
 }
 
 // CycleStatus names a cycle and when it ended.
@@ -164,6 +167,10 @@ func statusOf(ctx context.Context, local interface {
 		s.Snapshot = &SnapshotStatus{h.Generation, time.UnixMilli(h.BackedUpOn).UTC(), h.Encrypted}
 		s.BigBrother = &h.Maker
 	}
-	s.InStep = h.Dirty == 0 && h.Waiting == 0 && h.Dead == 0 && !h.Open && cycle != ""
+	if h.ForgottenOn != 0 {
+		at := time.UnixMilli(h.ForgottenOn).UTC()
+		s.ForgottenOn = &at
+	}
+	s.InStep = h.ForgottenOn == 0 && h.Dirty == 0 && h.Waiting == 0 && h.Dead == 0 && !h.Open && cycle != ""
 	return s, nil
 }

@@ -17,8 +17,9 @@ import (
 type WipeOption func(*wipeSettings)
 
 type wipeSettings struct {
-	driver   string
-	unsynced bool
+	driver    string
+	unsynced  bool
+	spareKept bool
 }
 
 // WipeDriver names the database/sql driver to look into the file with; see
@@ -32,10 +33,16 @@ func WipeUnsynced() WipeOption {
 	return func(s *wipeSettings) { s.unsynced = true }
 }
 
+// WipeSpareKept leaves the databases that restores kept beside the file
+// (RestoreKeepUnsynced): each is a device of its own.
+func WipeSpareKept() WipeOption {
+	return func(s *wipeSettings) { s.spareKept = true }
+}
+
 // Wipe removes the local copy after a sign-out: the database at path, its journal, and
 // every file of ours beside it, also those that a restore kept. Nothing on the server
 // or in the store changes. It refuses with ErrUnsynced while there are rows that no
-// other device has, and with ErrLocked while a program, this one too, has the database
+// other device has, at a symbolic link, and with ErrLocked while a program, this one too, has the database
 // open or syncs it. When it is cut off, calling it again goes on. What is not there is
 // no error. The disk may keep the bytes until it writes over them.
 func Wipe(ctx context.Context, path string, opts ...WipeOption) error {
@@ -53,6 +60,9 @@ func Wipe(ctx context.Context, path string, opts ...WipeOption) error {
 	if _, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	if err := persistence.CheckWipe(path); err != nil {
+		return fmt.Errorf("wipe: %w", err)
+	}
 	lock := flock.New(lockName(path))
 	if ok, err := lock.TryLock(); err != nil {
 		return fmt.Errorf("wipe: %s cannot be written: %w", path, errors.Join(ErrReadOnly, err))
@@ -60,15 +70,15 @@ func Wipe(ctx context.Context, path string, opts ...WipeOption) error {
 		return fmt.Errorf("wipe: %s is being synced or restored by another program: %w", path, ErrLocked)
 	}
 	defer lock.Unlock() //nolint:errcheck // the process's end releases it too
-	if !s.unsynced {
-		if err := persistence.CheckWipe(ctx, path, open); err != nil {
-			return fmt.Errorf("wipe: %w", err)
-		}
-	}
-	if err := persistence.Wipe(ctx, path, open); err != nil {
+	w := persistence.Wiping{Open: open, Unsynced: s.unsynced, SpareKept: s.spareKept}
+	if err := w.Wipe(ctx, path); err != nil {
 		return fmt.Errorf("wipe: %w", err)
 	}
-	return errors.Join(lock.Unlock(), os.Remove(lock.Path()))
+	// While it is held: a moment later it may be somebody's who begins anew.
+	if err := os.Remove(lock.Path()); err == nil {
+		return lock.Unlock()
+	}
+	return errors.Join(lock.Unlock(), os.Remove(lock.Path())) // Windows removes no open file
 }
 
 // lockName is the file whose lock a cycle, a restore and a wipe hold.

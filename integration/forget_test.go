@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -445,5 +446,118 @@ func TestAForgottenDeviceHoldsNothingBack(t *testing.T) {
 		if got := fmt.Sprint(strings1(t.Context(), t, a.db.DB, `SELECT name FROM parent WHERE name IN ('goes', 'stays', 'of the copy') ORDER BY name`)); got != "[of the copy stays]" {
 			t.Errorf("there is %s", got)
 		}
+	})
+}
+
+// The URL of somebody else's store is a mistake that costs nobody anything.
+func TestForgettingWithAnothersStore(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, forgetSchema)
+	f.remote = func() tidemark.Remote { return named{f.server.Remote(), "ada"} }
+	a := f.device("a", eager()...)
+	a.exec(`INSERT INTO notes (name) VALUES ('one')`)
+	a.sync()
+	keys := f.store().(*memory.Store).Bucket().Keys()
+	bob := named{memory.NewServer().Remote(), "bob"}
+	for name, opts := range map[string][]tidemark.ForgetOption{"look": {tidemark.ForgetDryRun()}, "remove": nil} {
+		if _, err := tidemark.ForgetScope(t.Context(), bob, f.store(), opts...); !errors.Is(err, tidemark.ErrOtherScope) {
+			t.Errorf("%s: %v, want ErrOtherScope", name, err)
+		}
+		if list, err := bob.Devices(t.Context(), -1); err != nil || len(list.Devices) > 0 {
+			t.Errorf("%s: the scope was marked: %+v, %v", name, list.Devices, err)
+		}
+		if now := f.store().(*memory.Store).Bucket().Keys(); !slices.Equal(now, keys) {
+			t.Errorf("%s: of %v there is %v", name, keys, now)
+		}
+	}
+	if _, err := tidemark.ForgetScope(t.Context(), f.remote(), f.store()); err != nil { // its own
+		t.Error(err)
+	}
+}
+
+// strictRemote looks at its rules first, and calls what has moved unauthorized.
+type strictRemote struct {
+	tidemark.Remote
+	before func(messages.Commit) // each commit
+	denied bool                  // all of them
+}
+
+func (r *strictRemote) Commit(ctx context.Context, c messages.Commit) (messages.Committed, error) {
+	r.before(c)
+	if r.denied {
+		return messages.Committed{}, messages.ErrUnauthorized
+	}
+	done, err := r.Remote.Commit(ctx, c)
+	if errors.Is(err, messages.ErrConflict) {
+		err = messages.ErrUnauthorized
+	}
+	return done, err
+}
+
+// What moves while it is forgotten is read again, and a refusal stays one.
+func TestForgettingWhatMovesUnderRules(t *testing.T) {
+	t.Parallel()
+	t.Run("scope", func(t *testing.T) {
+		f := newFleet(t, forgetSchema)
+		a := f.device("a")
+		a.exec(`INSERT INTO notes (name) VALUES ('one')`)
+		a.sync()
+		id, moved := f.server.DumpDevices()[0].ID, false
+		remote := &strictRemote{Remote: f.server.Remote(), before: func(c messages.Commit) {
+			if c.Device.ID != id || moved {
+				return
+			}
+			moved = true
+			d, err := f.server.Remote().Device(t.Context(), id)
+			if err != nil {
+				t.Error(err)
+			}
+			expect := d.UpdateTime
+			d.Seq++
+			d.Token = "on its way"
+			if _, err := f.server.Remote().Commit(t.Context(), messages.Commit{Device: d, Expect: expect}); err != nil {
+				t.Error(err)
+			}
+		}}
+		if _, err := tidemark.ForgetScope(t.Context(), remote, f.store()); err != nil || !moved {
+			t.Errorf("moved %v: %v", moved, err)
+		}
+		wantNothingLeft(t, f)
+	})
+	t.Run("device", func(t *testing.T) {
+		f := newFleet(t, forgetSchema)
+		a := f.device("a")
+		a.sync()
+		slow := f.server.Remote()
+		slow.Fault = func(c memory.Call) (x memory.Fault) {
+			if c.Op == memory.OpCommit {
+				x.Later = messages.ErrUnavailable
+			}
+			return x
+		}
+		a.exec(`INSERT INTO notes (name) VALUES ('one')`)
+		if _, err := f.with(slow).on(a.path, a.db).p.Sync(t.Context()); !errors.Is(err, tidemark.ErrUnavailable) {
+			t.Fatal(err)
+		}
+		remote := &strictRemote{Remote: f.server.Remote(), before: func(messages.Commit) { f.server.Deliver() }}
+		f.remote = func() tidemark.Remote { return remote }
+		if _, err := f.on(a.path, a.db).p.Forget(t.Context(), tidemark.ForgetUnsynced()); err != nil {
+			t.Error(err)
+		}
+		if d := f.server.DumpDevices()[0]; !d.Forgotten {
+			t.Errorf("the record is %+v", d)
+		}
+	})
+	t.Run("denied", func(t *testing.T) {
+		f := newFleet(t, forgetSchema)
+		a := f.device("a")
+		a.exec(`INSERT INTO notes (name) VALUES ('one')`)
+		a.sync()
+		remote := &strictRemote{Remote: f.server.Remote(), before: func(messages.Commit) {}, denied: true}
+		f.remote = func() tidemark.Remote { return remote }
+		if _, err := f.on(a.path, a.db).p.Forget(t.Context()); !errors.Is(err, tidemark.ErrUnauthorized) {
+			t.Errorf("%v, want ErrUnauthorized", err)
+		}
+		a.sync() // nothing was done
 	})
 }

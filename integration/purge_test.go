@@ -3,6 +3,7 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
@@ -10,6 +11,7 @@ import (
 
 	tidemark "github.com/tidemark-sync/tidemark"
 	"github.com/tidemark-sync/tidemark/adapters/memory"
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 const treeSchema = `CREATE TABLE parent (id INTEGER PRIMARY KEY, name TEXT);
@@ -180,6 +182,33 @@ func awayTooLong(t *testing.T, cutOff bool) {
 }
 
 // A phone's own backup of before the deletes is put back after they were purged.
+// A record that speaks of numbers which nobody has written ends no purge.
+func TestALyingFenceEndsNoPurge(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		f := newFleet(t, treeSchema)
+		liar := &lyingRemote{Remote: f.server.Remote(), record: messages.Device{ID: "liar", UploadedOn: 1, UpdateTime: 1, Fence: messages.Vector{}}}
+		f.remote = func() tidemark.Remote { return liar }
+		a, b := f.device("a", tidemark.WithBackup(1, time.Hour, 0), tidemark.WithDailySnapshots(0)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 0))
+		a.exec(`INSERT INTO parent (name) VALUES ('stays'), ('goes')`)
+		rounds(2, a, b)
+		for _, d := range f.server.DumpDevices() {
+			liar.record.Fence[d.ID] = math.MaxInt64
+		}
+		a.exec(`DELETE FROM parent WHERE name = 'goes'`)
+		rounds(2, a, b)
+		if n := f.deletedDocuments(); n != 1 {
+			t.Fatalf("%d tombstones, want 1", n)
+		}
+		for range 4 {
+			aDay(a, b)
+		}
+		if n := f.deletedDocuments(); n != 0 {
+			t.Errorf("%d tombstones are still there", n)
+		}
+		same(t, a, b)
+	})
+}
+
 func TestAnOldCopyOfAFileBehindTheFence(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := newFleet(t, treeSchema)

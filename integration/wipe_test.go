@@ -1,9 +1,11 @@
 package integration
 
 import (
+	"database/sql"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -57,6 +59,78 @@ func TestWipe(t *testing.T) {
 		t.Fatalf("left are %v, %v", left, err)
 	}
 	wipe(nil) // again
+}
+
+// A user's own copy of what a restore kept has another name, and is not ours. With the
+// kept files spared, only the database goes. Behind a link everything would stay.
+func TestWipeLeaves(t *testing.T) {
+	f := newFleet(t, oneTable)
+	a := f.device("a")
+	a.sync()
+	if err := a.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	kept := a.path + ".unsynced-20260101T000000.000Z"
+	mine := []string{kept + ".important.db", a.path + ".unsynced-mine", kept + "-old"}
+	for _, name := range append(mine, kept, kept+".tidemark-lock", kept+".tidemark-pages") {
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := filepath.Join(f.dir, "link")
+	if err := os.Symlink(a.path, link); err == nil {
+		if err := tidemark.Wipe(t.Context(), link, tidemark.WipeUnsynced()); err == nil {
+			t.Error("it says that it removed what is behind a link")
+		}
+		if err := os.Remove(link); err != nil {
+			t.Error("a link was not left alone: ", err)
+		}
+	}
+	left := func(want ...string) {
+		t.Helper()
+		got, err := filepath.Glob(filepath.Join(f.dir, "*"))
+		if slices.Sort(want); err != nil || !slices.Equal(got, want) {
+			t.Errorf("left are %v, %v, want %v", got, err, want)
+		}
+	}
+	if err := tidemark.Wipe(t.Context(), a.path, tidemark.WipeSpareKept()); err != nil {
+		t.Fatal(err)
+	}
+	left(append(slices.Clone(mine), kept, kept+".tidemark-lock", kept+".tidemark-pages")...)
+	if err := tidemark.Wipe(t.Context(), a.path); err != nil {
+		t.Fatal(err)
+	}
+	left(mine...)
+}
+
+// The application writes a row, and closes the file, after it was looked at.
+func TestWipeLooksAgain(t *testing.T) {
+	f := newFleet(t, oneTable)
+	a := f.device("a")
+	a.notes(1)
+	a.sync()
+	if err := a.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	opened := 0
+	w := persistence.Wiping{Open: func(path string) (*sql.DB, error) {
+		if opened++; opened == 2 {
+			db := openDB(t, path)
+			if _, err := db.DB.Exec(`UPDATE note SET title = 'late'`); err != nil {
+				t.Error(err)
+			}
+			if err := db.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		return sql.Open("sqlite", path)
+	}}
+	if err := w.Wipe(t.Context(), a.path); !errors.Is(err, tidemark.ErrUnsynced) {
+		t.Errorf("%v, want ErrUnsynced", err)
+	}
+	if _, err := os.Stat(a.path); err != nil || opened < 2 {
+		t.Errorf("the row is lost: %v", err)
+	}
 }
 
 func TestWipeOfWhatIsNowhereElse(t *testing.T) {

@@ -22,6 +22,9 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrForgotten: this device, or the whole scope, was forgotten. It is ErrNotFound.
 	ErrForgotten = fmt.Errorf("forgotten, %w", ErrNotFound)
+	// ErrOtherScope: the database, or the snapshots in a store, belong to another remote.
+	// It is no class.
+	ErrOtherScope = errors.New("the database was synced with another remote")
 	// ErrReadTimeTooOld: the read time is beyond what the server still keeps
 	// (an hour on Firestore). Check devices again and go on at a new one.
 	ErrReadTimeTooOld = errors.New("read time too old")

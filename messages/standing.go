@@ -125,4 +125,6 @@ type Health struct {
 	Maker       string
 	// Encrypted: that snapshot is; nil when it is not known.
 	Encrypted *bool
+	// ForgottenOn is when this device was forgotten, Unix ms; 0: it was not.
+	ForgottenOn int64
 }

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 // Errors of the local side that a caller can act on.
@@ -14,7 +16,7 @@ var (
 	// ErrNotAttached: the database has no tracked tables yet. Call Attach.
 	ErrNotAttached = errors.New("the database is not attached")
 	// ErrOtherScope: the database was synced with another remote.
-	ErrOtherScope = errors.New("the database was synced with another remote")
+	ErrOtherScope = messages.ErrOtherScope
 	// ErrLocked: another program holds a long transaction on the database.
 	ErrLocked = errors.New("the database is locked by another program: end its transaction and try again")
 	// ErrDiskFull: there is no room. Nothing was changed.

@@ -168,9 +168,11 @@ func (l *Local) Health(ctx context.Context) (messages.Health, error) {
 	}
 	h.Open, h.Maker = checkedAt != 0, maker
 	var encrypted sql.NullBool
-	err = l.db.DB.QueryRowContext(ctx, `SELECT snapshotEncrypted FROM tidemark_state`).Scan(&encrypted)
-	if err != nil && !strings.Contains(err.Error(), "no such column") { // the file is an older version's until it is opened for a sync
-		return h, fmt.Errorf("read the state: %w", explain(err))
+	for column, to := range map[string]any{"snapshotEncrypted": &encrypted, "forgottenOn": &h.ForgottenOn} {
+		err = l.db.DB.QueryRowContext(ctx, `SELECT `+column+` FROM tidemark_state`).Scan(to)
+		if err != nil && !strings.Contains(err.Error(), "no such column") { // the file is an older version's until it is opened for a sync
+			return h, fmt.Errorf("read the state: %w", explain(err))
+		}
 	}
 	if encrypted.Valid {
 		h.Encrypted = &encrypted.Bool

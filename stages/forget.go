@@ -58,20 +58,25 @@ func (i Inventory) Empty() bool {
 type ForgetScope struct {
 	remote CommitReader
 	store  ObjectStore
+	scope  string
 	tables []string
 	token  func() string
 	tell   func(removed int64)
 }
 
-// NewForgetScope returns it. tables are those that no record might name; store may be
+// NewForgetScope returns it. scope is the remote's; a store with another's snapshots is
+// refused with messages.ErrOtherScope. tables are those that no record might name; store may be
 // nil; tell hears of what was removed.
-func NewForgetScope(remote CommitReader, store ObjectStore, tables []string, token func() string, tell func(removed int64)) *ForgetScope {
-	return &ForgetScope{remote, store, tables, token, tell}
+func NewForgetScope(remote CommitReader, store ObjectStore, scope string, tables []string, token func() string, tell func(removed int64)) *ForgetScope {
+	return &ForgetScope{remote, store, scope, tables, token, tell}
 }
 
 // Look counts what is there. It is billed one read a document and a device.
 func (f *ForgetScope) Look(ctx context.Context) (Inventory, error) {
 	in := Inventory{Documents: map[string]int64{}}
+	if err := f.checkStore(ctx, &in.Store); err != nil {
+		return in, err
+	}
 	list, err := f.devices(ctx, &in.Billed)
 	if err != nil {
 		return in, err
@@ -117,6 +122,26 @@ func (f *ForgetScope) allTables(devices []messages.Device) []string {
 	}
 	slices.Sort(tables)
 	return slices.Compact(tables)
+}
+
+// checkStore refuses a store whose manifest names snapshots of another scope.
+func (f *ForgetScope) checkStore(ctx context.Context, use *messages.StoreUse) error {
+	if f.store == nil || f.scope == "" {
+		return nil
+	}
+	m, _, err := ReadManifest(ctx, f.store, use)
+	if errors.Is(err, messages.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, s := range m.Snapshots() {
+		if s.Scope != "" && s.Scope != f.scope {
+			return fmt.Errorf("snapshot %s in the store: %w: %s, and this is %s: check the store's URL; nothing was done", s.Generation, messages.ErrOtherScope, s.Scope, f.scope)
+		}
+	}
+	return nil
 }
 
 func (f *ForgetScope) lookAtStore(ctx context.Context, in *Inventory) error {
@@ -179,6 +204,9 @@ const maxPasses = 10
 // Remove removes everything and returns what was removed.
 func (f *ForgetScope) Remove(ctx context.Context) (Inventory, error) {
 	done := Inventory{Documents: map[string]int64{}}
+	if err := f.checkStore(ctx, &done.Store); err != nil {
+		return done, err
+	}
 	marker, err := f.mark(ctx, &done.Billed)
 	if err != nil {
 		return done, err
@@ -248,14 +276,20 @@ func (f *ForgetScope) stop(ctx context.Context, devices []messages.Device, bille
 				billed.Writes += c.Writes
 				break
 			}
-			if !errors.Is(err, messages.ErrConflict) {
-				return fmt.Errorf("stop device %s: %w", d.ID, err)
+			refusal := fmt.Errorf("stop device %s: %w", d.ID, err)
+			if !perhapsMoved(err) {
+				return refusal
 			}
-			// It has committed meanwhile.
 			if d, err = f.remote.Device(ctx, d.ID); err != nil {
 				return fmt.Errorf("stop device %s: %w", d.ID, err)
 			}
 			billed.Reads++
+			if d.UpdateTime == expect && errors.Is(refusal, messages.ErrConflict) {
+				return fmt.Errorf("stop device %s: %w", d.ID, errHolds)
+			}
+			if d.UpdateTime == expect { // it has not committed meanwhile
+				return refusal
+			}
 		}
 	}
 	return nil
@@ -390,6 +424,8 @@ type Forgetter interface {
 // alone. It reports whether there was a record of ours.
 func ForgetDevice(ctx context.Context, remote CommitReader, local Forgetter, billed *messages.Billed) (registered bool, err error) {
 	const tries = 5 // an earlier commit of ours may still arrive, and then another one
+	var refused error
+	var refusedAt int64 // the version of the record that it stood on
 	for range tries {
 		st, err := local.Standing(ctx)
 		if err != nil {
@@ -401,6 +437,8 @@ func ForgetDevice(ctx context.Context, remote CommitReader, local Forgetter, bil
 		}
 		billed.Reads++
 		switch {
+		case refused != nil && record.UpdateTime == refusedAt:
+			return true, refused
 		case record.UpdateTime == 0:
 			return false, local.Forgotten(ctx)
 		case record.UpdateTime != st.RecordVersion && !slices.Contains(st.Tokens, record.Token):
@@ -419,7 +457,10 @@ func ForgetDevice(ctx context.Context, remote CommitReader, local Forgetter, bil
 		}
 		c.Device = forgotten(c.Device, c.Device.Token)
 		done, err := remote.Commit(ctx, c)
-		if errors.Is(err, messages.ErrConflict) {
+		if refused = nil; perhapsMoved(err) {
+			if !errors.Is(err, messages.ErrConflict) {
+				refused, refusedAt = fmt.Errorf("mark this device as forgotten: %w", err), c.Expect
+			}
 			continue
 		}
 		if err != nil {

@@ -84,8 +84,14 @@ func (s *Purge) purge(ctx context.Context, counts *messages.Counts) (again bool,
 	fence := messages.Vector{}
 	for _, d := range list.Devices {
 		records[d.ID] = d
+	}
+	for _, d := range list.Devices {
 		for p, n := range d.Fence {
-			fence.Raise(p, n)
+			// Nobody has purged what was not written: above its writer's number it is a lie, or
+			// a damaged record, and would end all purges.
+			if r, known := records[p]; !known || n <= r.Seq {
+				fence.Raise(p, n)
+			}
 		}
 	}
 	if records[st.InstallationID].UpdateTime != st.RecordVersion {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"slices"
@@ -35,7 +36,8 @@ that exist nowhere else it refuses, unless --discard-unsynced gives them up.
 --scope removes the documents, the devices and the snapshots of all devices. The
 other devices keep their files, are told at their next sync that everything was
 forgotten, and sync no more. A marker in Devices stays, for those who hear of it
-late. --db may be left out then. It costs two reads and a delete a document.
+late. --db may be left out then, and its FILE may be gone. A store with another
+scope's snapshots is refused. It costs two reads and a delete a document.
 
 What was cut off goes on when it is run again. At the end it says what remains.`,
 		Args: noArguments,
@@ -80,9 +82,9 @@ func (a *app) forgetDevice(cmd *cobra.Command, f forgetFlags) error {
 	if err := a.confirm(ctx, f, "forget"); err != nil {
 		return err
 	}
-	done, err := w.pipeline.Forget(ctx, tidemark.ForgetUnsynced()) // what was to be said was said
+	done, err := a.forgetAgreed(ctx, w, f)
 	if err != nil {
-		return w.db.failed(cause(ctx, explain(err)))
+		return err
 	}
 	done.Remains = append(done.Remains, kept(w, f)...)
 	if err := a.wipe(ctx, w, f); err != nil {
@@ -107,7 +109,9 @@ func (a *app) forgetScope(cmd *cobra.Command, f forgetFlags) error {
 	var w *work
 	var opts []tidemark.ForgetOption
 	var local tidemark.Forgotten
-	if s.db.text != "" {
+	if there, err := existsFile(s.db.text); err != nil {
+		return err
+	} else if there { // it may be gone already, by an earlier forget
 		if w, local, err = a.openToForget(cmd, f); err != nil {
 			return err
 		}
@@ -133,7 +137,7 @@ func (a *app) forgetScope(cmd *cobra.Command, f forgetFlags) error {
 		return cause(ctx, err)
 	}
 	if !f.asJSON {
-		a.tellScope(plan)
+		a.tellScope(plan, s.store.text)
 		if w != nil {
 			a.tellFile(w, local, f)
 		}
@@ -150,6 +154,14 @@ func (a *app) forgetScope(cmd *cobra.Command, f forgetFlags) error {
 	if err := a.confirm(ctx, f, remoteURL.path); err != nil {
 		return err
 	}
+	if w != nil { // the question may have been open for long
+		if local, err = w.pipeline.Forget(ctx, tidemark.ForgetDryRun()); err != nil {
+			return w.db.failed(cause(ctx, explain(err)))
+		}
+		if err := a.refuseUnsynced(w, local, f); err != nil {
+			return err
+		}
+	}
 	a.progress.begin("forgetting", func() string { return thousands(removed.Load()) + " removed" })
 	done, err := tidemark.ForgetScope(ctx, remote, store, append(opts, tidemark.ForgetProgress(removed.Store))...)
 	a.progress.end()
@@ -157,8 +169,8 @@ func (a *app) forgetScope(cmd *cobra.Command, f forgetFlags) error {
 		return cause(ctx, fmt.Errorf("it is not done yet, run it again: %w", err))
 	}
 	if w != nil {
-		if _, err := w.pipeline.Forget(ctx, tidemark.ForgetUnsynced()); err != nil {
-			return w.db.failed(cause(ctx, explain(err)))
+		if _, err := a.forgetAgreed(ctx, w, f); err != nil {
+			return fmt.Errorf("the scope is forgotten, and the file stays: %w", err)
 		}
 		if err := a.wipe(ctx, w, f); err != nil {
 			return err
@@ -166,6 +178,29 @@ func (a *app) forgetScope(cmd *cobra.Command, f forgetFlags) error {
 	}
 	done.Remains = append(done.Remains, kept(w, f)...)
 	return a.tellForgotten(done, f)
+}
+
+// forgetAgreed forgets the device, and no more than what was agreed to: rows may have
+// been written while the question was open. A file that stays keeps them.
+func (a *app) forgetAgreed(ctx context.Context, w *work, f forgetFlags) (tidemark.Forgotten, error) {
+	var opts []tidemark.ForgetOption
+	if f.keepFile {
+		now, err := w.pipeline.Forget(ctx, tidemark.ForgetDryRun())
+		if err != nil {
+			return now, w.db.failed(cause(ctx, explain(err)))
+		}
+		if err := a.refuseUnsynced(w, now, f); err != nil {
+			return now, err
+		}
+	}
+	if f.discard || f.keepFile {
+		opts = append(opts, tidemark.ForgetUnsynced())
+	}
+	done, err := w.pipeline.Forget(ctx, opts...)
+	if refused := a.refuseUnsynced(w, done, f); errors.Is(err, tidemark.ErrUnsynced) && refused != nil {
+		return done, refused // in the command's words
+	}
+	return done, w.db.failed(cause(ctx, explain(err)))
 }
 
 // openToForget opens everything, and counts what is only here.
@@ -177,6 +212,11 @@ func (a *app) openToForget(cmd *cobra.Command, f forgetFlags) (*work, tidemark.F
 	}
 	if err != nil {
 		return nil, tidemark.Forgotten{}, err
+	}
+	if !f.keepFile {
+		if err := removable(s.db.text); err != nil {
+			return nil, tidemark.Forgotten{}, err
+		}
 	}
 	if !f.keepFile && !f.dryRun {
 		if err := unused(ctx, s.db.text); err != nil {
@@ -211,6 +251,18 @@ func kept(w *work, f forgetFlags) []string {
 	return out
 }
 
+// existsFile reports whether there is something of that name, which may be "".
+func existsFile(name string) (bool, error) {
+	if name == "" {
+		return false, nil
+	}
+	_, err := os.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // openBoth opens the remote and the store.
 func openBoth(ctx context.Context, s settings) (tidemark.Remote, tidemark.SnapshotStore, func(), error) {
 	remoteURL, err := parseRemote(s.remote)
@@ -234,7 +286,7 @@ func openBoth(ctx context.Context, s settings) (tidemark.Remote, tidemark.Snapsh
 
 func (a *app) item(name, text string) { a.wrap(13, "  "+name, text) }
 
-func (a *app) tellScope(p tidemark.Forgotten) {
+func (a *app) tellScope(p tidemark.Forgotten, store string) {
 	a.out.printf("To be forgotten is everything in %s.\n\n", plain(p.Scope))
 	var tables []string
 	var n int64
@@ -248,7 +300,7 @@ func (a *app) tellScope(p tidemark.Forgotten) {
 	}
 	a.item("goes", text)
 	a.item("goes", count(p.Devices, "device", "devices"))
-	a.item("goes", fmt.Sprintf("%s of snapshots, %s", count(p.Objects, "object", "objects"), size(p.ObjectBytes)))
+	a.item("goes", fmt.Sprintf("%s of snapshots, %s, in %s", count(p.Objects, "object", "objects"), size(p.ObjectBytes), plain(store)))
 	if p.Marked {
 		a.item("", "It was begun before; this goes on.")
 	}

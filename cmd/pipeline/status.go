@@ -66,6 +66,8 @@ const staleAfter = time.Hour
 func headline(name string, st tidemark.Status) string {
 	left := st.Dirty + st.Waiting + st.Dead
 	switch {
+	case st.ForgottenOn != nil:
+		return name + " was forgotten; it syncs no more."
 	case st.LastCycle == nil && st.LastError != nil:
 		return name + " was never synced: the first sync failed."
 	case st.LastCycle == nil:
@@ -85,6 +87,9 @@ func headline(name string, st tidemark.Status) string {
 func (a *app) tellStatus(st tidemark.Status) {
 	row := func(name, text string) { a.wrap(15, fmt.Sprintf("  %-12s", name), text) }
 	row("device", st.DeviceID)
+	if st.ForgottenOn != nil {
+		row("forgotten", ago(*st.ForgottenOn))
+	}
 	row("tables", thousands(int64(st.Tables)))
 	row("dirty", thousands(st.Dirty))
 	row("waiting", thousands(st.Waiting))

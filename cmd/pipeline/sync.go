@@ -284,7 +284,9 @@ func (a *app) tellLeft(ctx context.Context, db *database, st tidemark.Status) er
 		left -= children
 		a.wrap(4, "  - ", count(children, "row waits", "rows wait")+" for a row that was set aside (`pipeline failed`)")
 	}
-	if left > 0 {
+	if left > 0 && st.ForgottenOn != nil {
+		a.wrap(4, "  - ", count(left, "change was", "changes were")+" never uploaded")
+	} else if left > 0 {
 		a.wrap(4, "  - ", count(left, "change is", "changes are")+" still to be uploaded: the next sync does it")
 	}
 	if givenUp > 0 {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,30 +45,29 @@ func unused(ctx context.Context, name string) (err error) {
 	return nil
 }
 
-// beside are the files that SQLite and we keep beside a database. The lock is the last to
-// go but for the database: as long as that is there, forget can be run again.
-var beside = []string{"-wal", "-shm", "-journal", ".tidemark-pages", ".tidemark-download", ".tidemark-lock"}
+// removable refuses a link before anything is done: behind it everything would stay.
+func removable(name string) error {
+	if st, err := os.Lstat(name); err == nil && st.Mode()&fs.ModeSymlink != 0 {
+		return fmt.Errorf("%s is a symbolic link: name the file itself; nothing was done", name)
+	}
+	return nil
+}
 
-// wipe closes the database and removes it.
+// wipe closes the database and removes it. What a restore kept stays.
 func (a *app) wipe(ctx context.Context, w *work, f forgetFlags) error {
 	if f.keepFile {
 		return nil
 	}
-	name := w.db.path
 	w.close()
-	if err := unused(ctx, name); err != nil {
-		return err
+	opts := []tidemark.WipeOption{tidemark.WipeDriver(fileDriver), tidemark.WipeSpareKept()}
+	if f.discard {
+		opts = append(opts, tidemark.WipeUnsynced())
 	}
-	path, err := checkPath(name)
-	if err != nil {
-		return err
+	err := tidemark.Wipe(ctx, w.db.path, opts...)
+	if errors.Is(err, tidemark.ErrUnsynced) {
+		return fmt.Errorf("the device is forgotten, and its file stays: copy away what was written meanwhile, or run this again with --discard-unsynced: %w", err)
 	}
-	for _, suffix := range append(beside, "") {
-		if err := os.RemoveAll(path + suffix); err != nil {
-			return fmt.Errorf("remove the local copy, run this again: %w", err)
-		}
-	}
-	return nil
+	return cause(ctx, err)
 }
 
 // keptBeside are the files that `restore --keep-unsynced` left.
