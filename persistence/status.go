@@ -168,8 +168,8 @@ func (l *Local) Health(ctx context.Context) (messages.Health, error) {
 	}
 	h.Open, h.Maker = checkedAt != 0, maker
 	var encrypted sql.NullBool
-	for column, to := range map[string]any{"snapshotEncrypted": &encrypted, "forgottenOn": &h.ForgottenOn} {
-		err = l.db.DB.QueryRowContext(ctx, `SELECT `+column+` FROM tidemark_state`).Scan(to)
+	for query, to := range map[string]any{`SELECT snapshotEncrypted FROM tidemark_state`: &encrypted, `SELECT forgottenOn FROM tidemark_state`: &h.ForgottenOn} {
+		err = l.db.DB.QueryRowContext(ctx, query).Scan(to)
 		if err != nil && !strings.Contains(err.Error(), "no such column") { // the file is an older version's until it is opened for a sync
 			return h, fmt.Errorf("read the state: %w", explain(err))
 		}
