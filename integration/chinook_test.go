@@ -35,6 +35,7 @@ func chinook(t *testing.T, name string) string {
 // Three devices and a real database: A has it, B restores A's snapshot, C starts
 // from the bare schema; all edit, C offline for a while, and all end the same.
 func TestChinook(t *testing.T) {
+	t.Parallel()
 	for name, open := range backends {
 		t.Run(name, func(t *testing.T) {
 			path := chinook(t, "a")

@@ -50,6 +50,7 @@ type crashes struct {
 // at any moment, while another program writes the same file and a second device
 // edits and syncs. Then all sync in peace, and nothing is lost or doubled.
 func TestCrashes(t *testing.T) {
+	t.Parallel()
 	path := chinook(t, "a")
 	c := &crashes{t: t, phases: map[string]int{}}
 	seed := *crashSeed

@@ -11,6 +11,7 @@ import (
 // Every shape of table and value that real databases have goes to another device
 // and back, by every adapter.
 func TestDifficultSchema(t *testing.T) {
+	t.Parallel()
 	raw, err := os.ReadFile(filepath.Join("..", "persistence", "testdata", "difficult.sql"))
 	if err != nil {
 		t.Fatal(err)

@@ -237,6 +237,7 @@ func lasting(t *testing.T, dir string, bucket servers.S3Server) *fleet {
 // A process that is killed while it backs up to a real S3 server, or restores, leaves a snapshot that
 // restores, a whole file, and nothing that the next one does not clear away.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	for _, at := range slices.Concat(killedSyncs, killedRestores) {
 		t.Run(at, func(t *testing.T) {
 			bucket := servers.S3(t)
