@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,10 +16,16 @@ import (
 	"github.com/tidemark-sync/tidemark/messages"
 )
 
-// dice draws from a fuzzer's bytes; without any left it draws zeros.
-type dice struct{ data []byte }
+// dice draws from a fuzzer's bytes; without any left it draws zeros. Tables are read side
+// by side.
+type dice struct {
+	mu   sync.Mutex
+	data []byte
+}
 
 func (d *dice) n(below int) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if len(d.data) == 0 {
 		return 0
 	}
@@ -34,7 +42,7 @@ type hostileRemote struct {
 	d     *dice
 	me    func() string
 	ids   []string // of documents that there are
-	large int
+	large atomic.Int64
 	peace bool
 }
 
@@ -74,7 +82,7 @@ func (r *hostileRemote) value() any {
 
 // big is a text as large as a document, a few times.
 func (r *hostileRemote) big() string {
-	if r.large++; r.large > 4 {
+	if r.large.Add(1) > 4 {
 		return ""
 	}
 	return strings.Repeat("x", 1<<20)
@@ -199,7 +207,7 @@ func besieged(t *testing.T, data []byte) {
 	f := newFleet(t, parentAndChild+oneTable)
 	server := memory.NewServer()
 	var a *device
-	hostile := &hostileRemote{Remote: server.Remote(), d: &dice{data}, peace: true, me: func() string {
+	hostile := &hostileRemote{Remote: server.Remote(), d: &dice{data: data}, peace: true, me: func() string {
 		return strings.Trim(a.value(`SELECT installationId FROM tidemark_state`), `"`)
 	}}
 	f.remote = func() tidemark.Remote { return hostile }
