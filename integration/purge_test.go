@@ -181,7 +181,6 @@ func awayTooLong(t *testing.T, cutOff bool) {
 	}
 }
 
-// A phone's own backup of before the deletes is put back after they were purged.
 // A record that speaks of numbers which nobody has written ends no purge.
 func TestALyingFenceEndsNoPurge(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
@@ -209,6 +208,7 @@ func TestALyingFenceEndsNoPurge(t *testing.T) {
 	})
 }
 
+// A phone's own backup of before the deletes is put back after they were purged.
 func TestAnOldCopyOfAFileBehindTheFence(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := newFleet(t, treeSchema)
@@ -218,20 +218,27 @@ func TestAnOldCopyOfAFileBehindTheFence(t *testing.T) {
 		path := filepath.Join(f.dir, "copy.db")
 		b.exec(`VACUUM INTO ?`, path)
 		a.exec(`DELETE FROM parent WHERE name = 'goes'`)
-		for range 3 {
-			aDay(b, a)
-		}
-		if n := f.deletedDocuments(); n != 0 {
-			t.Fatalf("%d tombstones are left", n)
-		}
-		old := f.on(path, openDB(t, path))
-		old.exec(`INSERT INTO parent (name) VALUES ('new in the copy')`)
-		rounds(3, old, a, b)
-		same(t, a, b, old)
-		if got := names(t, a, "parent"); got != "[new in the copy stays]" {
-			t.Errorf("parents: %s", got)
-		}
+		f.copyComesBack(path, a, b)
 	})
+}
+
+// copyComesBack syncs a copy of a file when what was deleted since has been purged: it
+// brings nothing back.
+func (f *fleet) copyComesBack(path string, a, b *device) {
+	f.t.Helper()
+	for range 3 {
+		aDay(b, a)
+	}
+	if n := f.deletedDocuments(); n != 0 {
+		f.t.Fatalf("%d tombstones are left", n)
+	}
+	old := f.on(path, openDB(f.t, path))
+	old.exec(`INSERT INTO parent (name) VALUES ('new in the copy')`)
+	rounds(3, old, a, b)
+	same(f.t, a, b, old)
+	if got := names(f.t, a, "parent"); got != "[new in the copy stays]" {
+		f.t.Errorf("parents: %s", got)
+	}
 }
 
 // A copy of a file has a row that was not yet uploaded; when it is first synced, the row
@@ -246,19 +253,7 @@ func TestALateCreateOfWhatWasPurged(t *testing.T) {
 		rounds(2, a, b)
 		<-time.After(time.Second)
 		b.exec(`DELETE FROM parent WHERE name = 'goes'`)
-		for range 3 {
-			aDay(b, a)
-		}
-		if n := f.deletedDocuments(); n != 0 {
-			t.Fatalf("%d tombstones are left", n)
-		}
-		old := f.on(path, openDB(t, path))
-		old.exec(`INSERT INTO parent (name) VALUES ('new in the copy')`)
-		rounds(3, old, a, b)
-		same(t, a, b, old)
-		if got := names(t, a, "parent"); got != "[new in the copy stays]" {
-			t.Errorf("parents: %s", got)
-		}
+		f.copyComesBack(path, a, b)
 	})
 }
 
