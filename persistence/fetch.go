@@ -73,10 +73,7 @@ func (d *download) run(ctx context.Context) error {
 	st, err := os.Stat(d.path)
 	resumed := err == nil && st.Size() > 0
 	for {
-		if err := d.complete(ctx); err != nil {
-			return err
-		}
-		sum, err := sumFile(ctx, d.path)
+		sum, err := d.complete(ctx)
 		if err != nil {
 			return err
 		}
@@ -93,27 +90,40 @@ func (d *download) run(ctx context.Context) error {
 	}
 }
 
-// complete reads until the file is whole, from where it ends on.
-func (d *download) complete(ctx context.Context) (err error) {
-	f, err := os.OpenFile(d.path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+// complete reads until the file is whole, from where it ends on, and sums it up.
+func (d *download) complete(ctx context.Context) (sum string, err error) {
+	f, err := os.OpenFile(d.path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return fmt.Errorf("write the download: %w", explain(err))
+		return "", fmt.Errorf("write the download: %w", explain(err))
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	st, err := f.Stat()
+	hash := sha256.New()
+	n, err := io.CopyBuffer(hash, &live{ctx, struct{ io.Reader }{f}}, make([]byte, 256<<10))
 	if err != nil {
-		return err
+		return "", fmt.Errorf("read the download: %w", explain(err))
 	}
-	n := st.Size()
 	if n > d.part.Size {
-		if err := f.Truncate(0); err != nil {
-			return err
+		hash.Reset()
+		if n, err = f.Seek(0, io.SeekStart); err == nil {
+			err = f.Truncate(0)
 		}
-		n = 0
+		if err != nil {
+			return "", fmt.Errorf("write the download: %w", explain(err))
+		}
 	}
+	beside := newWriteBehind(hash, 256<<10)
+	err = d.rest(ctx, io.MultiWriter(f, beside), n)
+	if err = errors.Join(err, beside.Close()); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(hash.Sum(nil)), nil
+}
+
+// rest reads what follows the first n bytes.
+func (d *download) rest(ctx context.Context, out io.Writer, n int64) error {
 	for tries, wait := 0, fetchWait; n < d.part.Size; {
 		was := n
-		err := d.more(ctx, f, &n)
+		err := d.more(ctx, out, &n)
 		if err == nil {
 			continue
 		}
@@ -135,7 +145,7 @@ func (d *download) complete(ctx context.Context) (err error) {
 	return nil
 }
 
-func (d *download) more(ctx context.Context, f *os.File, n *int64) error {
+func (d *download) more(ctx context.Context, out io.Writer, n *int64) error {
 	d.use.Gets++
 	body, o, err := d.store.Get(ctx, d.part.Key, *n)
 	if errors.Is(err, messages.ErrNotFound) {
@@ -153,7 +163,7 @@ func (d *download) more(ctx context.Context, f *os.File, n *int64) error {
 		m, rerr := body.Read(buf[:min(int64(len(buf)), d.part.Size-*n)])
 		d.use.BytesDown += int64(m)
 		if m > 0 {
-			if _, err := f.Write(buf[:m]); err != nil {
+			if _, err := out.Write(buf[:m]); err != nil {
 				return fmt.Errorf("write the download: %w", explain(err))
 			}
 			*n += int64(m)

@@ -29,9 +29,7 @@ const (
 	sqliteMagic = "SQLite format 3\x00"
 
 	maxHeader = 16 << 20
-	// The window is what a restore has to hold in memory; a hostile object gets no more.
-	window    = 2 << 20
-	maxWindow = 8 << 20
+	maxWindow = 8 << 20 // a hostile object gets no more memory
 )
 
 // writeObject streams an object: body writes what follows the header.
@@ -50,7 +48,7 @@ func writeObject(dst io.Writer, h messages.Header, enc Encryption, body func(io.
 	if err != nil {
 		return err
 	}
-	z, err := zstd.NewWriter(dst, zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(true))
+	z, err := newFrames(dst)
 	if err != nil {
 		return err
 	}
@@ -68,10 +66,8 @@ func writeObject(dst io.Writer, h messages.Header, enc Encryption, body func(io.
 type object struct {
 	io.Reader
 	header messages.Header
-	z      *zstd.Decoder
+	close  func()
 }
-
-func (o *object) close() { o.z.Close() }
 
 // openObject decrypts, decompresses and reads the header, which it does not judge.
 func openObject(src io.Reader, format int, enc Encryption) (*object, error) {
@@ -81,6 +77,7 @@ func openObject(src io.Reader, format int, enc Encryption) (*object, error) {
 		return nil, err
 	}
 	var plain io.Reader = in
+	stop := func() {}
 	switch sealed := string(start) != zstdMagic; {
 	case sealed && enc == nil:
 		return nil, ErrNoKey
@@ -90,19 +87,36 @@ func openObject(src io.Reader, format int, enc Encryption) (*object, error) {
 		if plain, err = enc.Open(in); err != nil {
 			return nil, err
 		}
+		plain, stop = readAhead(plain)
 	}
 	z, err := zstd.NewReader(plain, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 	if err != nil {
+		stop()
 		return nil, err
 	}
-	o := &object{Reader: bufio.NewReaderSize(z, 256<<10), z: z}
+	o := &object{Reader: bufio.NewReaderSize(z, 256<<10), close: func() { z.Close(); stop() }}
 	if format >= 2 {
 		if err := o.readHeader(); err != nil {
-			z.Close()
+			o.close()
 			return nil, err
 		}
 	}
 	return o, nil
+}
+
+// readAhead reads in a goroutine of its own, which ends with stop.
+func readAhead(r io.Reader) (ahead io.Reader, stop func()) {
+	pr, pw := io.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, err := io.CopyBuffer(struct{ io.Writer }{pw}, struct{ io.Reader }{r}, make([]byte, 256<<10))
+		pw.CloseWithError(err)
+	}()
+	return bufio.NewReaderSize(pr, 256<<10), func() {
+		_ = pr.Close()
+		<-done
+	}
 }
 
 func (o *object) readHeader() error {
