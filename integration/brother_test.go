@@ -71,6 +71,7 @@ var brotherEvery = flag.Duration("every", time.Hour, "how often the devices of T
 // Five devices, each of which writes a row a minute, over a day; and the same with a
 // bucket for each of them, which is what it costs when everybody uploads.
 func TestBigBrotherOverADay(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const day, each = 24 * time.Hour, 5
 		times, rows := int(day / *brotherEvery), int(*brotherEvery/time.Minute)
@@ -112,6 +113,7 @@ func TestBigBrotherOverADay(t *testing.T) {
 // Big Brother vanishes, another device takes over in its time, and the old one, back
 // from its holiday, leaves it so.
 func TestBigBrotherVanishesAndReturns(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, oneTable)
 		var devices []*device
@@ -155,6 +157,7 @@ func brother(t *testing.T, f *fleet) string {
 
 // A restore reads its snapshot a day after another device has dropped it.
 func TestARestoreOutlivesItsSnapshot(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, oneTable)
 		a := f.device("a", tidemark.WithBackup(1, time.Hour, 0), tidemark.WithDailySnapshots(0))
@@ -195,6 +198,7 @@ func TestARestoreOutlivesItsSnapshot(t *testing.T) {
 // Sixteen devices back up at the same moment, again and again, on a real S3 server:
 // one wins each round, and nobody has an error.
 func TestSixteenDevicesRaceForTheManifest(t *testing.T) {
+	t.Parallel()
 	bucket := servers.S3(t)
 	f := newFleet(t, oneTable)
 	f.store = func() tidemark.SnapshotStore { return (&line{}).store(t, bucket) }
@@ -240,6 +244,7 @@ func TestSixteenDevicesRaceForTheManifest(t *testing.T) {
 
 // Who is behind holds back the removal of tombstones, for ninety days.
 func TestDevices(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, oneTable)
 		a, b, c := f.device("a", tidemark.WithDevice("Ada's phone", "1.2")), f.device("b"), f.device("c")
@@ -291,6 +296,7 @@ func TestDevices(t *testing.T) {
 }
 
 func TestAStoreWithoutConditionsIsRefused(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, oneTable)
 	store := memory.NewStore()
 	store.IgnoreConditions = true

@@ -39,6 +39,7 @@ func (d *device) runFor(span time.Duration, at func(n int)) ran {
 }
 
 func TestABudgetIsSpreadOverTheDay(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const budget = 200 // a day at 30 s would be 2,880
 		d := newFleet(t, oneTable).device("a", tidemark.WithBudget(budget))
@@ -61,6 +62,7 @@ func TestABudgetIsSpreadOverTheDay(t *testing.T) {
 // A budget that a download used up does not keep edits here: they go up within the
 // hour.
 func TestABudgetThatIsUsedUpKeepsNoEditBack(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, oneTable)
 		other := f.device("other")
@@ -93,6 +95,7 @@ func TestABudgetThatIsUsedUpKeepsNoEditBack(t *testing.T) {
 // What a day cost is known after the ledger has forgotten its steps, and is what the
 // reports said and the server billed.
 func TestWhatADayCostSurvivesTheLedger(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, oneTable)
 	remote := f.server.Remote()
 	d := f.with(remote).device("a")

@@ -53,6 +53,7 @@ func quarrel(t *testing.T, a, b *device, table, onA, onB string) tidemark.Confli
 }
 
 func TestALostVersionIsRestoredAndTheRestoreTakenBack(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a")
 	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home'), (2, 'work')`)
@@ -126,6 +127,7 @@ func unquote(s string) string { return strings.Trim(s, `"`) }
 
 // Every kind of value comes back as it was, also when the row has to be made again.
 func TestValuesComeBackExactly(t *testing.T) {
+	t.Parallel()
 	for _, how := range []string{"changed", "deleted"} {
 		t.Run(how, func(t *testing.T) {
 			f := newFleet(t, `CREATE TABLE v (k TEXT, n INTEGER, i INTEGER, r REAL, t TEXT, b BLOB, x, num NUMERIC, PRIMARY KEY (k, n)) WITHOUT ROWID;`)
@@ -174,6 +176,7 @@ func TestValuesComeBackExactly(t *testing.T) {
 // A tree that was deleted on one device while it was edited on the other comes back
 // from its conflicts, with its identities: parents first, and the error says which.
 func TestADeletedTreeComesBack(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a")
 	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
@@ -252,6 +255,7 @@ func TestADeletedTreeComesBack(t *testing.T) {
 // A row that was merged into another comes back as a row of its own, once its key is
 // free; and once only.
 func TestAMergedRowComesBackAsItsOwn(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE tag (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, colour TEXT);`)
 	a, b := f.device("a"), f.device("b")
 	a.exec(`INSERT INTO tag (name, colour) VALUES ('home', 'red')`)
@@ -301,6 +305,7 @@ func TestAMergedRowComesBackAsItsOwn(t *testing.T) {
 // The application's triggers see a restore as they see any edit, and what they do
 // goes up with it.
 func TestARestoreIsAnEditToTheApplicationsTriggers(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `
 CREATE TABLE list (id INTEGER PRIMARY KEY, name TEXT, items INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE item (id INTEGER PRIMARY KEY, list INTEGER REFERENCES list(id), name TEXT CHECK (name <> 'forbidden'));
@@ -341,6 +346,7 @@ END;`)
 
 // Restoring and listing go on while another connection syncs, and the other way round.
 func TestConflictsAreRestoredDuringSyncs(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a")
 	for i := range 40 {

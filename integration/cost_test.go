@@ -29,6 +29,7 @@ func (d *device) notes(n int) {
 // Devices that sync every five seconds read every document once, and a record once
 // a cycle for as long as it is younger than 300 s. After that a cycle costs a read.
 func TestEveryDocumentIsReadOnceBySyncsEveryFiveSeconds(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, oneTable)
 		writers := []*device{f.device("a"), f.device("c")}
@@ -85,6 +86,7 @@ const downloadPage = 2000
 // A download that is cut off in the middle of a page goes on there: by the same
 // cycle, the next one, or another process.
 func TestAnInterruptedDownloadGoesOn(t *testing.T) {
+	t.Parallel()
 	const rows = 3*downloadPage + downloadPage/2
 	gone := errors.New("the line is dead")
 	for name, first := range map[string]bool{"the first, of the whole table": true, "a later one, of a device's log": false} {
@@ -129,6 +131,7 @@ func TestAnInterruptedDownloadGoesOn(t *testing.T) {
 // An upload that is cut off between two commits, before one or after it, sends
 // nothing twice.
 func TestAnInterruptedUploadGoesOn(t *testing.T) {
+	t.Parallel()
 	const rows = 3000
 	commits := int64((rows + messages.MaxCommitWrites - 2) / (messages.MaxCommitWrites - 1))
 	gone := errors.Join(messages.ErrUnavailable, errors.New("the line is dead"))

@@ -16,6 +16,7 @@ CREATE TABLE note_tag (note INTEGER REFERENCES note(id), tag TEXT REFERENCES tag
 `
 
 func TestThreeDevicesShareADatabase(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a")
 	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home'), (2, 'work')`)
@@ -56,6 +57,7 @@ func TestThreeDevicesShareADatabase(t *testing.T) {
 }
 
 func TestIdleCycleCostsOneRead(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a")
 	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
@@ -74,6 +76,7 @@ func TestIdleCycleCostsOneRead(t *testing.T) {
 }
 
 func TestDeletedParentWithANewChildElsewhereIsRevived(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a")
 	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
@@ -98,6 +101,7 @@ func TestDeletedParentWithANewChildElsewhereIsRevived(t *testing.T) {
 }
 
 func TestLastWriterWinsAndTheLoserIsKept(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a")
 	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
@@ -121,6 +125,7 @@ func TestLastWriterWinsAndTheLoserIsKept(t *testing.T) {
 
 // A counter that a trigger keeps is counted where the row was made, and only there.
 func TestTriggersOfTheApplication(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `
 CREATE TABLE list (id INTEGER PRIMARY KEY, name TEXT, items INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE item (id INTEGER PRIMARY KEY, list INTEGER REFERENCES list(id), name TEXT);
@@ -162,6 +167,7 @@ END;`)
 
 // Two devices offline both create the tag "red"; each tags a note with it.
 func TestTheSameUniqueKeyOnTwoDevices(t *testing.T) {
+	t.Parallel()
 	for name, schema := range map[string]string{
 		"natural key": notesSchema,
 		"unique column": `
@@ -209,6 +215,7 @@ CREATE TABLE note_tag (note INTEGER REFERENCES note(id), tag INTEGER REFERENCES 
 // A database that has synced with one remote is not taken to another by mistake:
 // there it would look as if everything had gone up already.
 func TestAnotherRemote(t *testing.T) {
+	t.Parallel()
 	f, g := newFleet(t, notesSchema), newFleet(t, notesSchema)
 	a := f.device("a")
 	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)

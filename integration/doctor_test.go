@@ -55,6 +55,7 @@ func want(t *testing.T, got string, parts ...string) {
 // The doctor finds on the server and in the store what is wrong there, and leaves both
 // as they were.
 func TestDoctorFindsWhatIsWrongElsewhere(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, oneTable)
 		bucket := memory.NewBucket()
@@ -100,6 +101,7 @@ func TestDoctorFindsWhatIsWrongElsewhere(t *testing.T) {
 // Each right that is missing is a problem of its own, and a server that is down is one
 // that ends no other check.
 func TestDoctorFindsMissingRights(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, oneTable)
 	a := f.device("a")
 	a.notes(1)

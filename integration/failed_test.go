@@ -83,6 +83,7 @@ func (f *fleet) refusing() *refusing {
 // A row that the server refused is tried again when it is replayed, without an edit, and
 // its letter goes when the server has acknowledged it. Its child waits for it.
 func TestARefusedRowIsReplayed(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	server := f.refusing()
 	server.refuse = func(d messages.Document) bool { return d.Fields["title"] == "bad" }
@@ -156,6 +157,7 @@ func TestARefusedRowIsReplayed(t *testing.T) {
 
 // A row that is given up stays here, uncounted, until it changes.
 func TestADiscardedRowStaysHereUntilItChanges(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);`)
 	server := f.refusing()
 	server.refuse = func(d messages.Document) bool { return d.Fields["body"] == "bad" }
@@ -198,6 +200,7 @@ func TestADiscardedRowStaysHereUntilItChanges(t *testing.T) {
 
 // A document that does not fit is replayed from what was kept of it, parents first.
 func TestADocumentThatDidNotFitIsReplayed(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a")
 	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'odd'), (2, 'plain')`)
@@ -249,6 +252,7 @@ func TestADocumentThatDidNotFitIsReplayed(t *testing.T) {
 
 // A document that was given up here is not given up by who restores the snapshot.
 func TestADiscardedDocumentTravelsInTheSnapshot(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);`)
 	a := f.device("a")
 	a.exec(`INSERT INTO note (id, body) VALUES (1, 'odd'), (2, 'plain')`)
@@ -273,6 +277,7 @@ func TestADiscardedDocumentTravelsInTheSnapshot(t *testing.T) {
 // What is no failure any more is none: the row that was refused gave way to a later edit
 // of another device.
 func TestALetterGoesWhenAnotherDevicesEditWins(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);`)
 	server := f.refusing()
 	server.refuse = func(d messages.Document) bool { return d.Fields["body"] == "bad" }

@@ -43,6 +43,7 @@ func wantNothingLeft(t *testing.T, f *fleet) {
 
 // One device is forgotten, and then the whole scope, on every kind of server.
 func TestForget(t *testing.T) {
+	t.Parallel()
 	for name, backend := range backends {
 		t.Run(name, func(t *testing.T) {
 			f := backend(t, forgetSchema)
@@ -416,6 +417,7 @@ func TestForgettingADeviceIsCutOffAnywhere(t *testing.T) {
 // was forgotten. A copy of its file, which nobody forgot, comes back as a new device and
 // brings nothing back.
 func TestAForgottenDeviceHoldsNothingBack(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		f := newFleet(t, treeSchema)
 		a, b := f.device("a", tidemark.WithBackup(1, time.Hour, 0), tidemark.WithDailySnapshots(0)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 0))

@@ -319,6 +319,7 @@ func TestLargestDocumentsTakeAPageOfMemory(t *testing.T) {
 // A name is only a name: tables and columns whose names are SQL, keywords, quotes,
 // brackets, line breaks or nothing but blanks go through everything there is.
 func TestNamesThatAreSQL(t *testing.T) {
+	t.Parallel()
 	names := []string{injection, `'); DROP TABLE x; --`, "select", `"`, "'", "`", "[x]", "a\nb", " ", "ünï – 数", "?1", "%s"}
 	more := []string{`\`, "]", "--", "/*", "*/", ";", "(", ")", ",", ".", "main.x", ":a", "@a", "$a", "_", "TABLE", "e\x1b[31m", `""`, "a\tb", "%", "NULL", "1"}
 	var schema strings.Builder
@@ -391,6 +392,7 @@ func TestNamesThatAreSQL(t *testing.T) {
 // Nobody can have purged what nobody wrote: a fence above its writer's number is a lie,
 // and does not make every device read everything in every cycle.
 func TestAFenceThatLies(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, oneTable)
 	a := f.device("a")
 	a.notes(100)

@@ -11,6 +11,7 @@ import (
 // A letter outlives the program that wrote it: those of the first version are replayed,
 // and one of a version that nobody knows yet says so and stays.
 func TestLettersOfTheFirstVersionAreReplayed(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE note (id INTEGER PRIMARY KEY, title TEXT, body BLOB, rank REAL, big INTEGER, none TEXT)`)
 	a := f.device("a")
 	a.sync()

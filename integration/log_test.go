@@ -19,6 +19,7 @@ import (
 // will be tried again is warn, and what somebody has to see to is error. Every line of
 // a cycle names it, lines of a step their stage and table; no line holds a row.
 func TestLogLevels(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zap.DebugLevel)
 		f := newFleet(t, oneTable)

@@ -8,6 +8,7 @@ import (
 
 // The application changes its schema between two syncs; nobody calls Attach again.
 func TestApplicationMigratesItsSchema(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a")
 	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home'), (2, 'work')`)
@@ -52,6 +53,7 @@ func TestApplicationMigratesItsSchema(t *testing.T) {
 // SQLite's way to change a table is to build a new one and copy the rows: the
 // tracked columns are gone, and every row must find its document again.
 func TestApplicationRebuildsATable(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a")
 	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home'), (2, 'work')`)
@@ -106,6 +108,7 @@ func TestApplicationRebuildsATable(t *testing.T) {
 
 // Somebody who is no device writes to the server; a full sync finds it.
 func TestFullSyncFindsWhatNoDeviceWrote(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a")
 	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)

@@ -7,6 +7,7 @@ import (
 
 // Two people write a row in the same millisecond: two rows. Found by TestCrashes.
 func TestRowsOfTheSameMillisecondOnTwoDevices(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE line (id INTEGER PRIMARY KEY, note INTEGER REFERENCES note(id), v TEXT)`)
 	a, b := f.device("a"), f.device("b")
 	for i, d := range []*device{a, b} {

@@ -37,6 +37,7 @@ func heard(into *[]string) tidemark.Option {
 }
 
 func TestAnObserverHearsACycleInOrder(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, oneTable)
 	remote := f.server.Remote()
 	busy := 1
@@ -70,6 +71,7 @@ func TestAnObserverHearsACycleInOrder(t *testing.T) {
 // An observer that hangs for ever, or panics, delays a cycle by the second that Sync
 // gives it at the end.
 func TestAnObserverThatHangsDelaysNoStage(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var release sync.WaitGroup
 		release.Add(1)
@@ -96,6 +98,7 @@ func TestAnObserverThatHangsDelaysNoStage(t *testing.T) {
 // What a failed attempt was billed is in the report, too: the reads before the line
 // broke are on the invoice.
 func TestReadsOfAFailedAttemptAreCounted(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, oneTable)
 	a := f.device("a")
 	a.notes(2500)
@@ -119,6 +122,7 @@ func TestReadsOfAFailedAttemptAreCounted(t *testing.T) {
 // The lag is the age of the oldest edit that is on its way; what was set aside needs
 // somebody, and is counted elsewhere.
 func TestGaugesTellTheLag(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, oneTable)
 	server := f.refusing()
 	d := f.device("a")

@@ -36,6 +36,7 @@ func later() {
 }
 
 func TestMergeByFieldKeepsEditsOfDifferentColumns(t *testing.T) {
+	t.Parallel()
 	_, a, b := pair(t, tidemark.MergeByField)
 	a.exec(`UPDATE card SET title = 'from a'`)
 	a.exec(`UPDATE card SET rank = 0.25, box = 2`)
@@ -55,6 +56,7 @@ func TestMergeByFieldKeepsEditsOfDifferentColumns(t *testing.T) {
 
 // A row can be merged again and again before it goes up.
 func TestMergeByFieldGoesOnFromTheLastVersion(t *testing.T) {
+	t.Parallel()
 	f, a, b := pair(t, tidemark.MergeByField)
 	remote := f.server.Remote()
 	remote.Fault = func(c memory.Call) memory.Fault {
@@ -91,6 +93,7 @@ func TestMergeByFieldGoesOnFromTheLastVersion(t *testing.T) {
 
 // Each side is a row that fits, both together are not.
 func TestMergeByFieldThatDoesNotFit(t *testing.T) {
+	t.Parallel()
 	_, a, b := pair(t, tidemark.MergeByField)
 	a.exec(`UPDATE card SET low = 8`)
 	later()
@@ -107,6 +110,7 @@ func TestMergeByFieldThatDoesNotFit(t *testing.T) {
 
 // The upload was on its way when the row was edited once more.
 func TestMergeByFieldWithoutABase(t *testing.T) {
+	t.Parallel()
 	_, a, b := pair(t, tidemark.MergeByField)
 	a.exec(`DELETE FROM tidemark_bases`)
 	b.exec(`UPDATE card SET body = 'from b'`)
@@ -121,6 +125,7 @@ func TestMergeByFieldWithoutABase(t *testing.T) {
 }
 
 func TestTheApplicationDecides(t *testing.T) {
+	t.Parallel()
 	var asked []tidemark.Contest
 	longest := func(c tidemark.Contest) (map[string]any, error) {
 		asked = append(asked, c)
@@ -158,6 +163,7 @@ func TestTheApplicationDecides(t *testing.T) {
 }
 
 func TestWithoutItsResolverATableIsNotSynced(t *testing.T) {
+	t.Parallel()
 	f, _, _ := pair(t, tidemark.LastWriterWins)
 	c := f.device("c")
 	if _, err := tidemark.Attach(t.Context(), c.db, tidemark.Table{Name: "card", Policy: tidemark.ByApplication}); err != nil {
@@ -170,6 +176,7 @@ func TestWithoutItsResolverATableIsNotSynced(t *testing.T) {
 
 // A policy holds for deletes as well.
 func TestPoliciesForADeleteAgainstAnEdit(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		policy      tidemark.Policy
 		deletes     string // the device that deletes; the other edits, later
@@ -202,6 +209,7 @@ func TestPoliciesForADeleteAgainstAnEdit(t *testing.T) {
 
 // The policy is the owner's choice and stays when the schema changes.
 func TestAMergedTableGainsAndLosesAColumn(t *testing.T) {
+	t.Parallel()
 	_, a, b := pair(t, tidemark.MergeByField)
 	for _, d := range []*device{a, b} {
 		d.exec(`ALTER TABLE card ADD COLUMN note TEXT`)

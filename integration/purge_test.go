@@ -49,6 +49,7 @@ func names(t *testing.T, d *device, table string) string {
 }
 
 func TestTombstonesThatEverybodyHasSeenLeaveTheServer(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		f := newFleet(t, treeSchema)
 		a, b := f.device("a", tidemark.WithBackup(1, time.Hour, 1), tidemark.WithDailySnapshots(0)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 1))
@@ -84,6 +85,7 @@ func TestTombstonesThatEverybodyHasSeenLeaveTheServer(t *testing.T) {
 }
 
 func TestTombstonesWaitForADeviceAndASnapshot(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		f := newFleet(t, treeSchema)
 		a, b := f.device("a", tidemark.WithBackup(1, time.Hour, 0), tidemark.WithDailySnapshots(0)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 0))
@@ -120,6 +122,7 @@ func TestTombstonesWaitForADeviceAndASnapshot(t *testing.T) {
 
 // A device comes back after the tombstones are gone.
 func TestADeviceThatWasAwayTooLong(t *testing.T) {
+	t.Parallel()
 	for _, cutOff := range []bool{false, true} {
 		t.Run(fmt.Sprintf("cut off %v", cutOff), func(t *testing.T) {
 			inBubble(t, func(t *testing.T) { awayTooLong(t, cutOff) })
@@ -183,6 +186,7 @@ func awayTooLong(t *testing.T, cutOff bool) {
 
 // A record that speaks of numbers which nobody has written ends no purge.
 func TestALyingFenceEndsNoPurge(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		f := newFleet(t, treeSchema)
 		liar := &lyingRemote{Remote: f.server.Remote(), record: messages.Device{ID: "liar", UploadedOn: 1, UpdateTime: 1, Fence: messages.Vector{}}}
@@ -210,6 +214,7 @@ func TestALyingFenceEndsNoPurge(t *testing.T) {
 
 // A phone's own backup of before the deletes is put back after they were purged.
 func TestAnOldCopyOfAFileBehindTheFence(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		f := newFleet(t, treeSchema)
 		a, b := f.device("a", tidemark.WithBackup(1, time.Hour, 0), tidemark.WithDailySnapshots(0)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 0))
@@ -244,6 +249,7 @@ func (f *fleet) copyComesBack(path string, a, b *device) {
 // A copy of a file has a row that was not yet uploaded; when it is first synced, the row
 // has been uploaded, deleted and purged. Who knows the delete deletes it again.
 func TestALateCreateOfWhatWasPurged(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		f := newFleet(t, treeSchema)
 		a, b := f.device("a", tidemark.WithBackup(1, time.Hour, 0), tidemark.WithDailySnapshots(0)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 0))
@@ -258,6 +264,7 @@ func TestALateCreateOfWhatWasPurged(t *testing.T) {
 }
 
 func TestADownloadThatDeletesMuchAsks(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, treeSchema)
 	a := f.device("a")
 	b := f.device("b", tidemark.WithDeleteGuard(0.5, 10))
@@ -305,6 +312,7 @@ func TestADownloadThatDeletesMuchAsks(t *testing.T) {
 // A parent is revived here for a child, and before the revival is uploaded the child
 // is deleted elsewhere: the parent goes again.
 func TestARevivalThatIsNotNeededAnyMore(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, treeSchema)
 	c := f.device("c")
 	remotes := map[string]*memory.Remote{}

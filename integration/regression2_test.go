@@ -15,6 +15,7 @@ import (
 // A deletes a tag and makes another of the same name, B gives the deleted one a
 // child: the two are merged, whichever lives on.
 func TestADeletedRowComesBackWhereItsKeyIsTaken(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE tag (name TEXT PRIMARY KEY, v TEXT);
 CREATE TABLE item (id INTEGER PRIMARY KEY, tag TEXT REFERENCES tag(name), v TEXT)`)
 	a, b := f.device("a"), f.device("b")
@@ -44,6 +45,7 @@ CREATE TABLE item (id INTEGER PRIMARY KEY, tag TEXT REFERENCES tag(name), v TEXT
 // A country takes the code of one that is deleted in the same download; a city of it
 // meets one that was made here, in a table that has looked the country up before.
 func TestACityFollowsACountryThatWaitedForItsCode(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, places)
 	a, b := f.device("a"), f.device("b")
 	a.exec(`INSERT INTO country (code) VALUES ('X'), ('Y')`)
@@ -64,6 +66,7 @@ func TestACityFollowsACountryThatWaitedForItsCode(t *testing.T) {
 // A clone has a row that its original has not uploaded yet, and the original writes
 // others in the same millisecond: the row is known by its own document.
 func TestRowsOfOneMillisecondAreNotTakenForEachOther(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT)`)
 	a := f.device("a")
 	stamp := func() {
@@ -89,6 +92,7 @@ func TestRowsOfOneMillisecondAreNotTakenForEachOther(t *testing.T) {
 // B's country was merged into A's, which then got another code: the cities that move
 // to it have a new key, and their streets follow.
 func TestAMergedParentTakesTwoLevelsAlong(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, places)
 	a, b := f.device("a"), f.device("b")
 	const codes = `('1'), ('2'), ('3'), ('4'), ('5'), ('6'), ('7'), ('8')` // ids are random: some live on, some do not
@@ -109,6 +113,7 @@ func TestAMergedParentTakesTwoLevelsAlong(t *testing.T) {
 
 // Of two deletes the later one counts against an edit made in between.
 func TestTheLaterOfTwoDeletesWins(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, notesSchema)
 		a, b, c := f.device("a"), f.device("b"), f.device("c")
@@ -138,6 +143,7 @@ func TestTheLaterOfTwoDeletesWins(t *testing.T) {
 // The bus delivers everything twice, and between the two requests for a sync another
 // device uploads.
 func TestARepeatedRequestChecksOnce(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, oneTable)
 		a := f.device("a")

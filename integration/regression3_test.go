@@ -23,6 +23,7 @@ func init() {
 // an edit counter, an audit log. Syncing changes none of what they say, and everybody has
 // the same.
 func TestTriggersThatCountEveryUpdate(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT, modified TEXT, revisions INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE audit (id INTEGER PRIMARY KEY, note INTEGER, said TEXT);
 CREATE TRIGGER touch AFTER UPDATE ON note BEGIN UPDATE note SET modified = strftime('%Y-%m-%d %H:%M:%f', 'now'), revisions = revisions + 1 WHERE id = NEW.id; END;
@@ -63,6 +64,7 @@ CREATE TRIGGER log AFTER UPDATE ON note BEGIN INSERT INTO audit (note, said) VAL
 
 // Rows that refer to each other in a circle, with unique keys on both sides, made twice.
 func TestUniqueRowsInACircleOnTwoDevices(t *testing.T) {
+	t.Parallel()
 	const schema = `CREATE TABLE dept (id INTEGER PRIMARY KEY, name TEXT UNIQUE, head INTEGER REFERENCES emp(id) DEFERRABLE INITIALLY DEFERRED);
 CREATE TABLE emp (id INTEGER PRIMARY KEY, name TEXT UNIQUE, dept INTEGER REFERENCES dept(id) DEFERRABLE INITIALLY DEFERRED);
 CREATE TABLE task (id INTEGER PRIMARY KEY, emp INTEGER REFERENCES emp(id), dept INTEGER REFERENCES dept(id))`
@@ -101,6 +103,7 @@ CREATE TABLE task (id INTEGER PRIMARY KEY, emp INTEGER REFERENCES emp(id), dept 
 
 // What the application's schema calls comes with its driver, in a restore too.
 func TestASchemaThatCallsTheApplicationsFunctions(t *testing.T) {
+	t.Parallel()
 	for name, ddl := range map[string]string{
 		"index":     `CREATE TABLE note (id INTEGER PRIMARY KEY, title TEXT); CREATE INDEX note_fold ON note (ownfold(title));`,
 		"check":     `CREATE TABLE note (id INTEGER PRIMARY KEY, title TEXT CHECK (ownfold(title) <> ''));`,

@@ -30,6 +30,7 @@ CREATE TABLE city (country TEXT REFERENCES country(code) ON UPDATE CASCADE, name
 CREATE TABLE street (id INTEGER PRIMARY KEY, country TEXT, city TEXT, v TEXT, FOREIGN KEY (country, city) REFERENCES city(country, name) ON UPDATE CASCADE)`
 
 func TestAKeyDeletedAndInsertedAgain(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE tag (name TEXT PRIMARY KEY, colour TEXT)`)
 	a, b := f.device("a"), f.device("b")
 	a.exec(`INSERT INTO tag (name, colour) VALUES ('red', '1')`)
@@ -46,6 +47,7 @@ func TestAKeyDeletedAndInsertedAgain(t *testing.T) {
 }
 
 func TestAKeyTakenOverFromADeletedRow(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE tag (id INTEGER PRIMARY KEY, name TEXT UNIQUE, colour TEXT)`)
 	a, b := f.device("a"), f.device("b")
 	a.exec(`INSERT INTO tag (name, colour) VALUES ('red', '1'), ('blue', '2')`)
@@ -62,6 +64,7 @@ func TestAKeyTakenOverFromADeletedRow(t *testing.T) {
 }
 
 func TestSwappedKeysTakeTheirChildrenAlong(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE tag (name TEXT PRIMARY KEY, colour TEXT);
 CREATE TABLE item (id INTEGER PRIMARY KEY, tag TEXT REFERENCES tag(name) ON UPDATE CASCADE, v TEXT)`)
 	a, b := f.device("a"), f.device("b")
@@ -77,6 +80,7 @@ CREATE TABLE item (id INTEGER PRIMARY KEY, tag TEXT REFERENCES tag(name) ON UPDA
 }
 
 func TestAKeyCascadesThroughTwoLevels(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, places)
 	a, b := f.device("a"), f.device("b")
 	a.exec(`INSERT INTO country (code) VALUES ('D')`)
@@ -92,6 +96,7 @@ func TestAKeyCascadesThroughTwoLevels(t *testing.T) {
 }
 
 func TestATreeDeletedInSeveralCommits(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE node (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES node(id) ON DELETE CASCADE, v TEXT)`)
 	server := f.server
 	r := server.Remote()
@@ -124,6 +129,7 @@ func TestATreeDeletedInSeveralCommits(t *testing.T) {
 }
 
 func TestAnEditAgainstADocumentThatDoesNotFit(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT, n INTEGER)`)
 	a := f.device("a")
 	fb := *f
@@ -143,6 +149,7 @@ func TestAnEditAgainstADocumentThatDoesNotFit(t *testing.T) {
 }
 
 func TestDeletesOfADroppedTable(t *testing.T) {
+	t.Parallel()
 	for _, how := range []string{"drop", "exclude"} {
 		t.Run(how, func(t *testing.T) {
 			f := newFleet(t, `CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE gone (id INTEGER PRIMARY KEY, v TEXT)`)
@@ -172,6 +179,7 @@ func TestDeletesOfADroppedTable(t *testing.T) {
 }
 
 func TestABadRowWithAChildDoesNotEndBackups(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a", tidemark.WithBackup(1, time.Hour, 3))
 	a.exec(`INSERT INTO notebook (id, name) VALUES (1, ?)`, strings.Repeat("x", 1200000))
@@ -184,6 +192,7 @@ func TestABadRowWithAChildDoesNotEndBackups(t *testing.T) {
 }
 
 func TestRefusedDeletesAreSentOnce(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	r := f.server.Remote()
 	f.remote = func() tidemark.Remote { return r }
@@ -214,6 +223,7 @@ func TestRefusedDeletesAreSentOnce(t *testing.T) {
 }
 
 func TestARowWrittenWhileARestoreDownloads(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a")
 	a.exec(`INSERT INTO tag (name) VALUES ('1')`)
@@ -241,6 +251,7 @@ func TestARowWrittenWhileARestoreDownloads(t *testing.T) {
 }
 
 func TestALongRing(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE n (id INTEGER PRIMARY KEY, next INTEGER NOT NULL REFERENCES n(id) DEFERRABLE INITIALLY DEFERRED, v TEXT)`)
 	a, b := f.device("a"), f.device("b")
 	a.exec(`INSERT INTO n (id, next) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 1500) SELECT i, i % 1500 + 1 FROM n`)
@@ -249,6 +260,7 @@ func TestALongRing(t *testing.T) {
 }
 
 func TestRestoreSparesExcludedTables(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema+`CREATE TABLE private (v TEXT);`)
 	a := f.device("a")
 	a.exec(`INSERT INTO tag (name) VALUES ('1')`)
@@ -272,6 +284,7 @@ func TestRestoreSparesExcludedTables(t *testing.T) {
 }
 
 func TestATimeThatIsNone(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a")
 	a.exec(`INSERT INTO tag (name) VALUES ('1')`)
@@ -290,6 +303,7 @@ func TestATimeThatIsNone(t *testing.T) {
 }
 
 func TestAnEditAgainstADocumentThatWaits(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE p (id INTEGER PRIMARY KEY, n INTEGER); CREATE TABLE c (id INTEGER PRIMARY KEY, p INTEGER REFERENCES p(id), v TEXT)`)
 	a := f.device("a")
 	fb := *f
@@ -311,6 +325,7 @@ func TestAnEditAgainstADocumentThatWaits(t *testing.T) {
 }
 
 func TestAttachBeforeThereIsATable(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `SELECT 1`)
 	a := f.device("a")
 	a.exec(`CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT)`)
@@ -321,6 +336,7 @@ func TestAttachBeforeThereIsATable(t *testing.T) {
 
 // A chain arrives in the order of random ids, and goes in all the same.
 func TestALongChain(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, `CREATE TABLE node (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES node(id), v TEXT)`)
 	a, b := f.device("a"), f.device("b")
 	a.exec(`INSERT INTO node (id, parent) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 5000) SELECT i, CASE WHEN i > 1 THEN i-1 END FROM n`)

@@ -32,6 +32,7 @@ func (f *fleet) faulty(fault func(memory.Call) memory.Fault) *atomic.Int64 {
 // What is tried again, and how often, is what the policy says about the class of the
 // failure and the stage.
 func TestRetriesByClass(t *testing.T) {
+	t.Parallel()
 	policy := tidemark.DefaultRetryPolicy()
 	policy.Unavailable.Times, policy.Conflict.Times, policy.Rejected.Times = 3, 1, 0
 	policy.Stages = map[string]int{messages.StageUpload: 2}
@@ -84,6 +85,7 @@ func (r busyError) Unwrap() error             { return r.error }
 // A server that says when to come back is not asked before; when that is long, the
 // cycle ends and Run waits.
 func TestRetryAfterIsHonoured(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, oneTable)
 		var asked []time.Time
@@ -124,6 +126,7 @@ func TestRetryAfterIsHonoured(t *testing.T) {
 // An hour's outage costs few requests, and the first cycle after it comes within a
 // minute and a half. What was edited meanwhile goes up with it.
 func TestRunWaitsOutAnOutage(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, oneTable)
 		var down atomic.Bool
@@ -173,6 +176,7 @@ func TestRunWaitsOutAnOutage(t *testing.T) {
 // the row's data; no edit is lost, nothing else stops, and the next cycles are not hot.
 // When the cause is gone, the letter is replayed and goes.
 func TestAPanicBecomesALetter(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, oneTable)
 		var broken atomic.Bool

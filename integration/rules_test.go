@@ -89,6 +89,7 @@ func (d deaf) Commit(ctx context.Context, c messages.Commit) (messages.Committed
 // Nothing that devices do for each other is against the rules: everything arrives, no
 // row is set aside.
 func TestWholeCyclesUnderRules(t *testing.T) {
+	t.Parallel()
 	f := newRuledFleet(t, notesSchema)
 	quick := []tidemark.Option{tidemark.WithBackup(1, time.Hour, 0), tidemark.WithDailySnapshots(0), tidemark.WithTakeover(0), tidemark.WithPurge(time.Nanosecond, 24*time.Hour)}
 	a := f.device("a", quick...)
@@ -155,6 +156,7 @@ func TestWholeCyclesUnderRules(t *testing.T) {
 // Rules are looked at before preconditions: a commit whose predecessor landed unheard
 // is refused as one that does not follow. It must not look like a missing right.
 func TestLostAcknowledgementsUnderRules(t *testing.T) {
+	t.Parallel()
 	f := newRuledFleet(t, oneTable)
 	left := 0
 	open := f.remote
@@ -180,6 +182,7 @@ func TestLostAcknowledgementsUnderRules(t *testing.T) {
 
 // A copy of a file that goes on under the same id is noticed, rules or not.
 func TestACloneUnderRules(t *testing.T) {
+	t.Parallel()
 	f := newRuledFleet(t, oneTable)
 	a := f.device("a")
 	a.notes(1)
@@ -202,6 +205,7 @@ func TestACloneUnderRules(t *testing.T) {
 // Where the whole scope is refused, a sync stops with a text that says what to do, and
 // everything stays dirty.
 func TestARefusedScopeKeepsEverything(t *testing.T) {
+	t.Parallel()
 	f := newRuledFleet(t, oneTable)
 	bob := f.as(f.user("bob"))
 	f.remote = func() tidemark.Remote { return bob }
@@ -222,6 +226,7 @@ func TestARefusedScopeKeepsEverything(t *testing.T) {
 
 // A scope that can be read and not written keeps everything, too.
 func TestARefusedUploadKeepsEverything(t *testing.T) {
+	t.Parallel()
 	f := newRuledFleet(t, oneTable)
 	b := f.device("b")
 	b.notes(1)
@@ -260,6 +265,7 @@ func allDirty(t *testing.T, d *device, rows int64) {
 // A sign-out ends Run with an error of its own, whatever it was doing, and keeps what
 // was not uploaded; then the local copy can go.
 func TestSignOut(t *testing.T) {
+	t.Parallel()
 	f := newRuledFleet(t, oneTable)
 	signedIn := f.user("alice")
 	calls, until := 0, 1<<30
@@ -295,6 +301,7 @@ func TestSignOut(t *testing.T) {
 // A server may look at so many documents for the rules of one commit, and no more. The
 // emulator does not mind; a stand-in that does gets everything, in smaller commits.
 func TestAServerThatBoundsWhatRulesLookAt(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, oneTable)
 	r := f.server.Remote()
 	refusals := 0
@@ -321,6 +328,7 @@ type unwise struct{ tidemark.Remote }
 func (unwise) Caution() string { return "these are an operator's credentials" }
 
 func TestAnOperatorsCredentialsAreWarnedOf(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, oneTable)
 	open := f.remote
 	f.remote = func() tidemark.Remote { return unwise{open()} }
@@ -336,6 +344,7 @@ func TestAnOperatorsCredentialsAreWarnedOf(t *testing.T) {
 
 // The owner may have a device, or everything, forgotten, and nobody else.
 func TestForgetUnderRules(t *testing.T) {
+	t.Parallel()
 	f := newRuledFleet(t, forgetSchema)
 	a, b := f.device("a", eager()...), f.device("b")
 	a.exec(`INSERT INTO notes (name) VALUES ('one'), ('two')`)

@@ -72,6 +72,7 @@ func (r *running) end() {
 // What any program writes goes up soon, and once for many writes; what is not synced,
 // and what the cycles themselves write, starts no cycle.
 func TestRunSyncsSoonAfterAnEdit(t *testing.T) {
+	t.Parallel()
 	// The application's pool may have one connection, or as many as it likes.
 	for name, connections := range map[string]int{"any": 0, "one": 1, "two": 2} {
 		t.Run(name, func(t *testing.T) {
@@ -129,6 +130,7 @@ func TestRunSyncsSoonAfterAnEdit(t *testing.T) {
 // What is edited while a cycle runs, after the upload has looked, does not wait for the
 // interval; and a row that cannot go up is no reason for one cycle after the other.
 func TestRunSyncsSoonAfterAnEditDuringACycle(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, oneTable)
 		server := f.refusing()

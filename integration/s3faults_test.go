@@ -139,6 +139,7 @@ func lost(r *http.Request) (*http.Response, error) {
 // A backup of several parts, with every request of it failing in every way: the last
 // snapshot still restores, no parts stay in the bucket, and the next cycle backs up.
 func TestABackupOnABadLine(t *testing.T) {
+	t.Parallel()
 	bucket := servers.S3(t)
 	l := &line{}
 	store := l.store(t, bucket)
@@ -204,6 +205,7 @@ func TestABackupOnABadLine(t *testing.T) {
 
 // A storm that ends within the client's tries is not noticed.
 func TestAStormPasses(t *testing.T) {
+	t.Parallel()
 	bucket := servers.S3(t)
 	l := &line{}
 	store := l.store(t, bucket)

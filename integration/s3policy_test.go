@@ -102,6 +102,7 @@ func (b *cutBody) Read(p []byte) (int, error) {
 // whole life of snapshots needs exactly what the policy has, and the other's folder is
 // closed.
 func TestAnAccountWithTheLeastRights(t *testing.T) {
+	t.Parallel()
 	owner := servers.S3(t)
 	alice, bob := owner.Account(t), owner.Account(t)
 	both := devicePolicy(t, alice, "users/alice", false)
@@ -247,6 +248,7 @@ func aLifeOfSnapshots(t *testing.T, store *s3.Store) {
 
 // A device that holds no key lives the same life, with URLs that its backend signs.
 func TestALifeOfSnapshotsWithoutAnyKey(t *testing.T) {
+	t.Parallel()
 	owner := servers.S3(t)
 	account := owner.Account(t)
 	owner.PutPolicy(t, devicePolicy(t, account, "users/alice", false)) // the backend needs no more

@@ -370,6 +370,7 @@ func TestSnapshotsOfSomebodyElse(t *testing.T) {
 
 // With another key, or none, nobody restores, and what is there stays.
 func TestSnapshotsOfAnotherKey(t *testing.T) {
+	t.Parallel()
 	key, _ := newKey(t)
 	other, _ := newKey(t)
 	f := newFleet(t, notesSchema)
@@ -406,6 +407,7 @@ func packed(t *testing.T, text []byte, opts ...zstd.EOption) []byte {
 
 // A small object that would fill the disk, or the memory, does not get to it.
 func TestBombs(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	onS3(t, f, "bombs")
 	s := newBackedUp(t, f, nil)
@@ -453,6 +455,7 @@ func TestBombs(t *testing.T) {
 // Somebody puts an older manifest back, or empties the store: the device that knows a
 // newer one says so, and puts a snapshot there that is whole again.
 func TestAnOlderManifestIsNoticed(t *testing.T) {
+	t.Parallel()
 	for name, rollBack := range map[string]func(t *testing.T, s *backedUp, older []byte){
 		"is older": func(t *testing.T, s *backedUp, older []byte) { put(t, s.store(), messages.ManifestKey, older) },
 		"no manifest": func(t *testing.T, s *backedUp, _ []byte) {
@@ -498,6 +501,7 @@ func TestAnOlderManifestIsNoticed(t *testing.T) {
 // A database whose file is damaged is not backed up: the snapshot that is there is
 // worth more.
 func TestADamagedDatabaseIsNotBackedUp(t *testing.T) {
+	t.Parallel()
 	s := newBackedUp(t, newFleet(t, notesSchema), nil)
 	var page, size int64
 	if err := s.a.db.DB.QueryRow(`SELECT max(pageno), max(pgsize) FROM dbstat WHERE name = 'note' AND pagetype = 'leaf'`).Scan(&page, &size); err != nil {
@@ -533,6 +537,7 @@ func TestADamagedDatabaseIsNotBackedUp(t *testing.T) {
 
 // A manifest of a later version is refused with the remedy, by restore and by backup.
 func TestALaterFormat(t *testing.T) {
+	t.Parallel()
 	s := newBackedUp(t, newFleet(t, notesSchema), nil)
 	raw := bytes.Replace(get(t, s.store(), messages.ManifestKey), []byte(`"format": 2`), []byte(`"format": 3`), 1)
 	put(t, s.store(), messages.ManifestKey, raw)
@@ -549,6 +554,7 @@ func TestALaterFormat(t *testing.T) {
 // A snapshot of the first format, as released programs made them, still restores; and
 // the next one is of the second.
 func TestTheFirstFormatStillRestores(t *testing.T) {
+	t.Parallel()
 	s := newBackedUp(t, newFleet(t, notesSchema), nil)
 	plain := filepath.Join(s.dir, "plain.db")
 	if _, err := tidemark.Restore(t.Context(), plain, s.store()); err != nil {

@@ -43,6 +43,7 @@ func (failing) Read([]byte) (int, error) { return 0, messages.ErrUnavailable }
 
 // A line that breaks again and again is taken up where it broke.
 func TestACutDownloadGoesOn(t *testing.T) {
+	t.Parallel()
 	for name, real := range map[string]bool{"memory": false, "s3": true} {
 		t.Run(name, func(t *testing.T) {
 			f := newFleet(t, notesSchema)
@@ -68,6 +69,7 @@ func TestACutDownloadGoesOn(t *testing.T) {
 // A restore that was given up goes on with what it had, also in another process; and a
 // line that stays dead ends with an error.
 func TestARestoreThatWasGivenUpGoesOn(t *testing.T) {
+	t.Parallel()
 	s := newBackedUp(t, newFleet(t, notesSchema), nil)
 	total := s.good.Current.Download()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -101,6 +103,7 @@ func TestARestoreThatWasGivenUpGoesOn(t *testing.T) {
 
 // What another snapshot's download left, or somebody scribbled into, does no harm.
 func TestALeftDownloadOfSomethingElse(t *testing.T) {
+	t.Parallel()
 	s := newBackedUp(t, newFleet(t, notesSchema), nil)
 	dir := s.path + ".tidemark-download"
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -123,6 +126,7 @@ func TestALeftDownloadOfSomethingElse(t *testing.T) {
 
 // Cancelled in any phase, a restore leaves the destination as it was.
 func TestARestoreIsCancelled(t *testing.T) {
+	t.Parallel()
 	s := newBackedUp(t, newFleet(t, notesSchema), nil)
 	for _, phase := range []tidemark.Phase{tidemark.PhaseDownload, tidemark.PhaseUnpack, tidemark.PhaseCheck, tidemark.PhaseInstall} {
 		ctx, cancel := context.WithCancel(t.Context())

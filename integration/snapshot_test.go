@@ -207,6 +207,7 @@ func TestEverySnapshotOfAChainRestores(t *testing.T) {
 // A restore never has to read more than so many objects, nor much more than a whole
 // snapshot.
 func TestAChainEnds(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a", eager()...)
 	fill(a, 2000)
@@ -236,6 +237,7 @@ func TestAChainEnds(t *testing.T) {
 // What makes changes useless, or unreadable for who has the key, is followed by a
 // whole snapshot.
 func TestAWholeSnapshotFollows(t *testing.T) {
+	t.Parallel()
 	old, oldFile := newKey(t)
 	for name, c := range map[string]struct {
 		do   func(f *fleet, a *device) *device
@@ -326,6 +328,7 @@ func TestAWholeSnapshotFollows(t *testing.T) {
 
 // What was deleted before a snapshot does not travel in the free pages of its file.
 func TestDeletedRowsDoNotTravel(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, notesSchema)
 	a := f.device("a", eager()...)
 	fill(a, 500)

@@ -16,6 +16,7 @@ import (
 // After a sign-out nothing of the user's stays beside the database; before that, what
 // is nowhere else keeps it.
 func TestWipe(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, oneTable)
 	a := f.device("a", tidemark.WithBackup(1, time.Hour, 3))
 	a.notes(1)
@@ -64,6 +65,7 @@ func TestWipe(t *testing.T) {
 // A user's own copy of what a restore kept has another name, and is not ours. With the
 // kept files spared, only the database goes. Behind a link everything would stay.
 func TestWipeLeaves(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, oneTable)
 	a := f.device("a")
 	a.sync()
@@ -105,6 +107,7 @@ func TestWipeLeaves(t *testing.T) {
 
 // The application writes a row, and closes the file, after it was looked at.
 func TestWipeLooksAgain(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, oneTable)
 	a := f.device("a")
 	a.notes(1)
@@ -134,6 +137,7 @@ func TestWipeLooksAgain(t *testing.T) {
 }
 
 func TestWipeOfWhatIsNowhereElse(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, oneTable)
 	a := f.device("a")
 	a.notes(3)
