@@ -561,10 +561,7 @@ func TestTheFirstFormatStillRestores(t *testing.T) {
 		t.Fatal(err)
 	}
 	db := openDB(t, plain)
-	if _, err := db.DB.Exec(`UPDATE tidemark_state SET installationId = ''`); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := db.DB.Exec(`PRAGMA wal_checkpoint(TRUNCATE)`); err != nil {
+	if _, err := db.DB.Exec(`UPDATE tidemark_state SET installationId = ''; PRAGMA wal_checkpoint(TRUNCATE)`); err != nil {
 		t.Fatal(err)
 	}
 	if err := db.Close(); err != nil {
