@@ -199,7 +199,7 @@ func (l *litestream) upload(b *testing.B) (bytes int64) {
 		return 0
 	}
 	before := l.size(b)
-	if err := shell(b.Context(), []string{l.program, "replicate", "-once", l.db, "file://" + l.replica}); err != nil {
+	if err := shell(b.Context(), ".", fmt.Sprintf("'%s' replicate -once '%s' 'file://%s'", l.program, l.db, l.replica)); err != nil {
 		b.Fatal(err)
 	}
 	return l.size(b) - before
