@@ -150,10 +150,8 @@ func (s *settler) circle(needs map[docKey][]docKey, docs map[docKey]messages.Doc
 // every reference is to something.
 func (s *settler) together(c *circle, decide bool) (bool, error) {
 	defer clear(s.tx.promised)
-	for _, k := range c.order {
-		if err := s.reserve(k, c.docs); err != nil {
-			return false, err
-		}
+	if err := s.reserve(c); err != nil {
+		return false, err
 	}
 	for _, k := range c.order {
 		a, err := s.applier(s.byName[k.table])
@@ -227,49 +225,60 @@ func (s *settler) keepPromise(c *circle, a *applier, k docKey) (bool, error) {
 	return true, s.repoint(a, id, moved)
 }
 
-// reserve chooses the local key of a row that is not in yet and promises it, so that
-// the others of its circle can refer to it.
-func (s *settler) reserve(k docKey, docs map[docKey]messages.Document) error {
-	p := s.byName[k.table]
-	d := docs[k]
-	if p.surrogate != "" {
-		n, ok := d.Fields[p.surrogate].(int64)
-		c := quote(p.surrogate)
-		used := 0
-		if ok && p.auto && n > maxSurrogate {
-			used = 1
-		} else if ok {
-			if err := s.tx.row(`SELECT count(*) FROM `+p.name+` WHERE `+c+` = ?`, n).Scan(&used); err != nil {
-				return err
-			}
-			for o, other := range docs { // another of the circle may have the same number
-				if m, is := other.Fields[p.surrogate].(int64); is && o.table == k.table && o.id < k.id && m == n {
-					used++
-				}
-			}
+// reserve chooses the local keys of rows that are not in yet and promises them, so that
+// they can refer to each other: the document's own values, a local number another one
+// where it is taken.
+func (s *settler) reserve(c *circle) error {
+	last := map[string]int64{} // of a table's numbers, and of those that its documents have
+	for _, k := range c.order {
+		p := s.byName[k.table]
+		if p.surrogate == "" {
+			continue
 		}
-		if !ok || used > 0 {
-			if err := s.tx.row(`SELECT coalesce(max(`+c+`), 0) + 1 FROM `+p.name+` WHERE `+c+` < ?`, int64(maxSurrogate)).Scan(&n); err != nil {
+		if _, ok := last[k.table]; !ok {
+			var n int64
+			if err := s.tx.row(`SELECT coalesce(max(`+quote(p.surrogate)+`), 0) FROM `+p.name+` WHERE `+quote(p.surrogate)+` < ?`, int64(maxSurrogate)).Scan(&n); err != nil {
 				return err
 			}
-			for o, other := range docs {
-				if m, is := other.Fields[p.surrogate].(int64); is && o.table == k.table && m >= n && m < maxSurrogate {
-					n = m + 1
-				}
-			}
-			fields := make(map[string]any, len(d.Fields))
-			maps.Copy(fields, d.Fields)
-			fields[p.surrogate] = n
-			d.Fields = fields
-			docs[k] = d
+			last[k.table] = n
+		}
+		if n, ok := c.docs[k].Fields[p.surrogate].(int64); ok && n < maxSurrogate {
+			last[k.table] = max(last[k.table], n)
 		}
 	}
-	for _, r := range s.refsTo(p) {
-		key := make([]any, len(r.fk.ParentColumns))
-		for n, col := range r.fk.ParentColumns {
-			key[n] = toSQL(d.Fields[p.column(col)])
+	type number struct {
+		table string
+		n     int64
+	}
+	chosen := map[number]bool{}
+	for _, k := range c.order {
+		p, d := s.byName[k.table], c.docs[k]
+		if p.surrogate != "" {
+			n, ok := d.Fields[p.surrogate].(int64)
+			taken := !ok || p.auto && n > maxSurrogate || chosen[number{k.table, n}]
+			if !taken {
+				if err := s.tx.row(`SELECT EXISTS (SELECT 1 FROM `+p.name+` WHERE `+quote(p.surrogate)+` = ?)`, n).Scan(&taken); err != nil {
+					return err
+				}
+			}
+			if taken {
+				last[k.table]++
+				n = last[k.table]
+				fields := make(map[string]any, len(d.Fields)+1)
+				maps.Copy(fields, d.Fields)
+				fields[p.surrogate] = n
+				d.Fields = fields
+				c.docs[k] = d
+			}
+			chosen[number{k.table, n}] = true
 		}
-		s.tx.promised[r.cacheKey(k.id)] = key
+		for _, r := range s.refsTo(p) {
+			key := make([]any, len(r.fk.ParentColumns))
+			for n, col := range r.fk.ParentColumns {
+				key[n] = toSQL(d.Fields[p.column(col)])
+			}
+			s.tx.promised[r.cacheKey(k.id)] = key
+		}
 	}
 	return nil
 }
