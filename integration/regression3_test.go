@@ -3,7 +3,6 @@ package integration
 import (
 	"database/sql/driver"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -59,45 +58,6 @@ CREATE TRIGGER log AFTER UPDATE ON note BEGIN INSERT INTO audit (note, said) VAL
 	same(t, a, b)
 	if r := a.sync(); !r.InStep {
 		t.Errorf("still moving: %v", r.Tables)
-	}
-}
-
-// Rows that refer to each other in a circle, with unique keys on both sides, made twice.
-func TestUniqueRowsInACircleOnTwoDevices(t *testing.T) {
-	t.Parallel()
-	const schema = `CREATE TABLE dept (id INTEGER PRIMARY KEY, name TEXT UNIQUE, head INTEGER REFERENCES emp(id) DEFERRABLE INITIALLY DEFERRED);
-CREATE TABLE emp (id INTEGER PRIMARY KEY, name TEXT UNIQUE, dept INTEGER REFERENCES dept(id) DEFERRABLE INITIALLY DEFERRED);
-CREATE TABLE task (id INTEGER PRIMARY KEY, emp INTEGER REFERENCES emp(id), dept INTEGER REFERENCES dept(id))`
-	for _, c := range [][2]tidemark.UniquePolicy{{tidemark.SetAside, tidemark.Adopt}, {tidemark.Adopt, tidemark.SetAside}, {tidemark.Adopt, tidemark.Adopt}} {
-		f := newFleet(t, schema)
-		fresh := func(name string) *device {
-			path := filepath.Join(f.dir, name+".db")
-			db := openDB(t, path)
-			if _, err := db.DB.Exec(schema); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := tidemark.Attach(t.Context(), db, tidemark.Table{Name: "dept", Unique: c[0]}, tidemark.Table{Name: "emp", Unique: c[1]}); err != nil {
-				t.Fatal(err)
-			}
-			d := f.on(path, db)
-			for i := 1; i <= 8; i++ { // ids are random: some live on, some do not
-				d.exec(fmt.Sprintf(`BEGIN; INSERT INTO dept (id, name, head) VALUES (%[1]d, 'd%[1]d', %[1]d); INSERT INTO emp (id, name, dept) VALUES (%[1]d, 'e%[1]d', %[1]d); COMMIT;
-					INSERT INTO task (emp, dept) VALUES (%[1]d, %[1]d)`, i))
-			}
-			return d
-		}
-		a, b := fresh("a"), fresh("b")
-		for range 5 {
-			for _, d := range []*device{a, b} {
-				d.sync()
-				if n := d.value(`SELECT count(*) FROM pragma_foreign_key_check`); n != "0" {
-					t.Fatalf("%v: %s rows refer to nothing", c, n)
-				}
-				if n := d.value(`SELECT count(*) FROM (SELECT 1 FROM emp UNION ALL SELECT 1 FROM dept)`); n != "16" {
-					t.Fatalf("%v: %s of 16 names are left", c, n)
-				}
-			}
-		}
 	}
 }
 

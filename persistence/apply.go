@@ -287,6 +287,16 @@ func (a *applier) look(docs []messages.Document) error {
 		})
 }
 
+// lookAgain reads again what is here of every document that was looked at.
+func (a *applier) lookAgain() error {
+	docs := make([]messages.Document, 0, len(a.rows))
+	for id := range a.rows {
+		docs = append(docs, messages.Document{ID: id})
+	}
+	clear(a.rows)
+	return a.look(docs)
+}
+
 // lookParents reads the keys of the parents that a page's documents refer to, in a
 // statement a foreign key. Those that are not here yet are looked up again later.
 func (a *applier) lookParents(docs []messages.Document) error {
@@ -311,7 +321,7 @@ func (a *applier) lookParents(docs []messages.Document) error {
 				dest = append(dest, &key[n])
 			}
 			err := scan(dest...)
-			a.tx.keys[r.keySQL+"\x00"+id] = whole(key)
+			a.tx.keys[r.cacheKey(id)] = whole(key)
 			return err
 		})
 		if err != nil {

@@ -1,6 +1,7 @@
 package persistence
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -9,13 +10,69 @@ import (
 )
 
 // circles inserts new rows that refer to each other: the greatest set of waiting
-// documents whose missing parents are all in the set. Their local keys are chosen
-// first, then they go in; nothing enforces foreign keys in between, and at the
-// commit every reference is to something. With decide, whoever meets a unique key
-// does not wait for it to become free.
-func (s *settler) circles(decide bool) (bool, error) {
-	needs := map[docKey][]docKey{}
-	docs := map[docKey]messages.Document{}
+// documents whose missing parents are all in the set. They go in together or not at
+// all: whoever does not fit is left out, and with it whoever needs it, and the rest is
+// tried again. With decide, whoever meets a unique key does not wait for it to become
+// free.
+func (s *settler) circles(decide bool) (settled bool, err error) {
+	needs, docs, err := s.needs(decide)
+	if err != nil {
+		return false, err
+	}
+	for {
+		for shrunk := true; shrunk; {
+			shrunk = false
+			for k, ms := range needs {
+				if slices.ContainsFunc(ms, func(m docKey) bool { _, in := needs[m]; return !in }) {
+					delete(needs, k)
+					shrunk = true
+				}
+			}
+		}
+		if len(needs) == 0 {
+			return settled, nil
+		}
+		c := s.circle(needs, docs)
+		done, err := s.whole(func() (bool, error) { return s.together(c, decide) })
+		if err != nil || done {
+			return true, err
+		}
+		for _, k := range c.order {
+			r, failed := c.failed[k]
+			if !failed {
+				continue
+			}
+			s.at = k
+			a, err := s.applier(s.byName[k.table])
+			if err != nil {
+				return false, err
+			}
+			d := docs[k]
+			if a.reason = r.reason; r.out == skipped { // it is decided, but has no row
+				if err := a.look([]messages.Document{d}); err != nil {
+					return false, err
+				}
+				if r.out, err = a.one(&d); err != nil {
+					return false, err
+				}
+			}
+			if decide && r.out == collides {
+				r.out = dead
+			}
+			done, err := s.record(a, &d, r.out)
+			if err != nil {
+				return false, err
+			}
+			settled = settled || done
+			delete(needs, k)
+		}
+	}
+}
+
+// needs are the waiting documents that a circle may consist of, and the parents that
+// each misses.
+func (s *settler) needs(decide bool) (needs map[docKey][]docKey, docs map[docKey]messages.Document, err error) {
+	needs, docs = map[docKey][]docKey{}, map[docKey]messages.Document{}
 	for _, p := range s.plans {
 		if len(p.refs) == 0 {
 			continue
@@ -33,154 +90,221 @@ func (s *settler) circles(decide bool) (bool, error) {
 				}
 				return false, err
 			}); err != nil {
-				return false, err
+				return nil, nil, err
 			}
 		}
 	}
-	for shrunk := true; shrunk; {
-		shrunk = false
-		for k, ms := range needs {
-			if slices.ContainsFunc(ms, func(m docKey) bool { _, in := needs[m]; return !in }) {
-				delete(needs, k)
-				shrunk = true
-			}
-		}
-	}
-	if len(needs) == 0 {
-		return false, nil
-	}
-	order := make([]docKey, 0, len(needs))
+	return needs, docs, nil
+}
+
+// circle is a set of new rows that go in together.
+type circle struct {
+	order  []docKey
+	docs   map[docKey]messages.Document
+	in     map[docKey]bool    // they have been applied
+	below  map[docKey][]below // the members that refer to a member
+	failed map[docKey]failure
+}
+
+// below is a row and the foreign key by which it refers to a member of its circle.
+type below struct {
+	orphan
+	ref *ref
+}
+
+// failure is why a member of a circle did not go in; skipped when it has been decided
+// and there is no row.
+type failure struct {
+	out    outcome
+	reason string
+}
+
+func (s *settler) circle(needs map[docKey][]docKey, docs map[docKey]messages.Document) *circle {
+	c := &circle{docs: map[docKey]messages.Document{}, in: map[docKey]bool{}, below: map[docKey][]below{}, failed: map[docKey]failure{}}
 	for k := range needs {
-		order = append(order, k)
+		c.order = append(c.order, k)
+		c.docs[k] = docs[k]
 	}
-	slices.SortFunc(order, func(a, b docKey) int {
-		if a.table != b.table {
-			return slices.IndexFunc(s.plans, func(p *plan) bool { return p.t.Name == a.table }) - slices.IndexFunc(s.plans, func(p *plan) bool { return p.t.Name == b.table })
-		}
-		if a.id < b.id {
-			return -1
-		}
-		return 1
+	at := map[string]int{}
+	for i, p := range s.plans {
+		at[p.t.Name] = i
+	}
+	slices.SortFunc(c.order, func(a, b docKey) int {
+		return cmp.Or(at[a.table]-at[b.table], strings.Compare(a.id, b.id))
 	})
-	asCame := maps.Clone(docs)
-	// Local keys: the document's own values, a surrogate renumbered where taken.
-	for _, k := range order {
-		if err := s.reserve(k, docs); err != nil {
-			return false, err
+	for _, k := range c.order {
+		p := s.byName[k.table]
+		for i := range p.refs {
+			r := &p.refs[i]
+			if id, ok := docs[k].Fields[r.field].(string); ok {
+				parent := docKey{r.parent.Name, id}
+				c.below[parent] = append(c.below[parent], below{orphan{childRef{p.t, r.fk}, k.id}, r})
+			}
 		}
 	}
-	settled := map[docKey]bool{}
-	collided := map[docKey]string{}
-	for _, k := range order {
+	return c
+}
+
+// together lets a circle's rows in, or says who does not fit. Their local keys are
+// chosen and promised first; nothing enforces foreign keys in between, and in the end
+// every reference is to something.
+func (s *settler) together(c *circle, decide bool) (bool, error) {
+	defer clear(s.tx.promised)
+	if err := s.reserve(c); err != nil {
+		return false, err
+	}
+	for _, k := range c.order {
 		a, err := s.applier(s.byName[k.table])
 		if err != nil {
 			return false, err
 		}
-		d := docs[k]
+		d := c.docs[k]
+		s.at = k
 		a.taken = map[int64]bool{} // its number is its own by now
 		out, err := a.one(&d)
 		if err != nil {
 			return false, err
 		}
-		if out == collides {
-			collided[k] = a.reason
-		}
-		if settled[k], err = s.record(a, &d, out); err != nil {
-			return false, err
-		}
-	}
-	if decide {
-		for _, k := range order {
-			if why, is := collided[k]; is {
-				if err := s.decideCollision(k, docs[k], why); err != nil {
-					return false, err
-				}
-				settled[k] = true
+		merged := false
+		if why := a.reason; out == collides && decide && a.p.options.Unique != SetAside {
+			if merged, err = s.mergeWhole(a, &d); err != nil {
+				return false, err
 			}
+			a.reason = why
 		}
-	}
-	// A key that was promised to a row that did not go in must not be used.
-	clear(s.tx.promised)
-	if err := s.undangle(order, asCame, settled); err != nil {
-		return false, err
-	}
-	for _, done := range settled {
-		if done {
-			return true, nil
-		}
-	}
-	return false, nil
-}
-
-// decideCollision merges one of a circle with the row that has its unique key, or sets
-// it aside.
-func (s *settler) decideCollision(k docKey, d messages.Document, why string) error {
-	s.at = k
-	a, err := s.applier(s.byName[k.table])
-	if err != nil {
-		return err
-	}
-	if a.p.options.Unique != SetAside {
-		if done, err := s.mergeWhole(a, &d); err != nil || done {
-			return err
-		}
-	}
-	a.reason = why
-	return a.file(&d, dead)
-}
-
-// reserve chooses the local key of a row that is not in yet and promises it, so that
-// the others of its circle can refer to it.
-func (s *settler) reserve(k docKey, docs map[docKey]messages.Document) error {
-	p := s.byName[k.table]
-	d := docs[k]
-	if p.surrogate != "" {
-		n, ok := d.Fields[p.surrogate].(int64)
-		c := quote(p.surrogate)
-		used := 0
-		if ok && p.auto && n > maxSurrogate {
-			used = 1
-		} else if ok {
-			if err := s.tx.row(`SELECT count(*) FROM `+p.name+` WHERE `+c+` = ?`, n).Scan(&used); err != nil {
-				return err
-			}
-			for o, other := range docs { // another of the circle may have the same number
-				if m, is := other.Fields[p.surrogate].(int64); is && o.table == k.table && o.id < k.id && m == n {
-					used++
-				}
-			}
-		}
-		if !ok || used > 0 {
-			if err := s.tx.row(`SELECT coalesce(max(`+c+`), 0) + 1 FROM `+p.name+` WHERE `+c+` < ?`, int64(maxSurrogate)).Scan(&n); err != nil {
-				return err
-			}
-			for o, other := range docs {
-				if m, is := other.Fields[p.surrogate].(int64); is && o.table == k.table && m >= n && m < maxSurrogate {
-					n = m + 1
-				}
-			}
-			fields := make(map[string]any, len(d.Fields))
-			maps.Copy(fields, d.Fields)
-			fields[p.surrogate] = n
-			d.Fields = fields
-			docs[k] = d
-		}
-	}
-	for _, c := range p.children {
-		child := s.byName[c.child.Name]
-		for i := range child.refs {
-			r := &child.refs[i]
-			if r.parent != p.t || r.fk.ID != c.fk.ID {
+		if !merged {
+			if out != applied && out != skipped {
+				c.failed[k] = failure{out, a.reason}
 				continue
 			}
+			if _, err := s.record(a, &d, out); err != nil {
+				return false, err
+			}
+		}
+		c.in[k] = true
+		if there, err := s.keepPromise(c, a, k); err != nil {
+			return false, err
+		} else if !there {
+			c.failed[k] = failure{out: skipped}
+		}
+	}
+	return len(c.failed) == 0, nil
+}
+
+// keepPromise makes the members of a circle that refer to one of them refer to what it
+// has become: the row with the promised key, one with another, or the row that it was
+// merged with. false: there is none.
+func (s *settler) keepPromise(c *circle, a *applier, k docKey) (bool, error) {
+	id, err := k.id, error(nil)
+	row, err := a.p.rowByID(s.tx, id)
+	if err == nil && row == nil {
+		if id, err = s.tx.survivor(k.table, k.id); err == nil && id != "" {
+			row, err = a.p.rowByID(s.tx, id)
+		}
+	}
+	if err != nil || row == nil {
+		return false, err
+	}
+	var moved []orphan
+	for _, o := range c.below[k] {
+		if !c.in[docKey{o.child.child.Name, o.id}] {
+			continue
+		}
+		key, err := a.keyOf(o.child.fk.ParentColumns, id)
+		if err != nil {
+			return false, err
+		}
+		if !slices.EqualFunc(key, s.tx.promised[o.ref.cacheKey(k.id)], equal) {
+			moved = append(moved, o.orphan)
+		}
+	}
+	s.unpromise(a.p, k.id)
+	if id != k.id {
+		return true, s.moveTo(a, moved, id)
+	}
+	return true, s.repoint(a, id, moved)
+}
+
+// reserve chooses the local keys of rows that are not in yet and promises them, so that
+// they can refer to each other: the document's own values, a local number another one
+// where it is taken.
+func (s *settler) reserve(c *circle) error {
+	last := map[string]int64{} // of a table's numbers, and of those that its documents have
+	for _, k := range c.order {
+		p := s.byName[k.table]
+		if p.surrogate == "" {
+			continue
+		}
+		if _, ok := last[k.table]; !ok {
+			var n int64
+			if err := s.tx.row(`SELECT coalesce(max(`+quote(p.surrogate)+`), 0) FROM `+p.name+` WHERE `+quote(p.surrogate)+` < ?`, int64(maxSurrogate)).Scan(&n); err != nil {
+				return err
+			}
+			last[k.table] = n
+		}
+		if n, ok := c.docs[k].Fields[p.surrogate].(int64); ok && n < maxSurrogate {
+			last[k.table] = max(last[k.table], n)
+		}
+	}
+	type number struct {
+		table string
+		n     int64
+	}
+	chosen := map[number]bool{}
+	for _, k := range c.order {
+		p, d := s.byName[k.table], c.docs[k]
+		if p.surrogate != "" {
+			n, ok := d.Fields[p.surrogate].(int64)
+			taken := !ok || p.auto && n > maxSurrogate || chosen[number{k.table, n}]
+			if !taken {
+				if err := s.tx.row(`SELECT EXISTS (SELECT 1 FROM `+p.name+` WHERE `+quote(p.surrogate)+` = ?)`, n).Scan(&taken); err != nil {
+					return err
+				}
+			}
+			if taken {
+				last[k.table]++
+				n = last[k.table]
+				fields := make(map[string]any, len(d.Fields)+1)
+				maps.Copy(fields, d.Fields)
+				fields[p.surrogate] = n
+				d.Fields = fields
+				c.docs[k] = d
+			}
+			chosen[number{k.table, n}] = true
+		}
+		for _, r := range s.refsTo(p) {
 			key := make([]any, len(r.fk.ParentColumns))
 			for n, col := range r.fk.ParentColumns {
 				key[n] = toSQL(d.Fields[p.column(col)])
 			}
-			s.tx.promised[r.keySQL+"\x00"+k.id] = key
+			s.tx.promised[r.cacheKey(k.id)] = key
 		}
 	}
 	return nil
+}
+
+// unpromise: from now on a row of a circle is looked up like any other.
+func (s *settler) unpromise(p *plan, id string) {
+	if len(s.tx.promised) == 0 {
+		return
+	}
+	for _, r := range s.refsTo(p) {
+		delete(s.tx.promised, r.cacheKey(id))
+	}
+}
+
+// refsTo are the foreign keys that refer to a table.
+func (s *settler) refsTo(p *plan) []*ref {
+	var out []*ref
+	for _, c := range p.children {
+		child := s.byName[c.child.Name]
+		for i := range child.refs {
+			if r := &child.refs[i]; r.parent == p.t && r.fk.ID == c.fk.ID {
+				out = append(out, r)
+			}
+		}
+	}
+	return out
 }
 
 // column is the name as the plan spells it; SQL compares names without case.
@@ -191,39 +315,4 @@ func (p *plan) column(name string) string {
 		}
 	}
 	return name
-}
-
-// undangle takes rows of a circle out again whose partner did not go in after all
-// (it collided, or did not fit); their documents go on waiting, as they came.
-func (s *settler) undangle(order []docKey, docs map[docKey]messages.Document, settled map[docKey]bool) error {
-	for again := true; again; {
-		again = false
-		for _, k := range order {
-			p := s.byName[k.table]
-			row, err := p.rowByID(s.tx, k.id)
-			if err != nil {
-				return err
-			}
-			if row == nil || !slices.ContainsFunc(row.parents, func(o parentOf) bool { return o.dangling }) {
-				continue
-			}
-			d := docs[k]
-			settled[k] = false
-			s.at = k
-			if err := s.tx.remove(p, k.id); err != nil {
-				return err
-			}
-			a, err := s.applier(p)
-			if err != nil {
-				return err
-			}
-			delete(a.rows, k.id)
-			a.reason = "waits for a row that could not be applied"
-			if err := a.file(&d, waiting); err != nil {
-				return err
-			}
-			again = true
-		}
-	}
-	return nil
 }

@@ -33,55 +33,46 @@ func (s *settler) collisions() error {
 		}
 	}
 	for len(set) > 0 {
-		if err := s.tx.exec(`SAVEPOINT tidemark_swap`); err != nil {
-			return err
-		}
-		for _, m := range set {
-			s.at = docKey{m.a.p.t.Name, m.doc.ID}
-			if err := s.tx.remove(m.a.p, m.doc.ID); err != nil {
-				return err
-			}
-			delete(m.a.rows, m.doc.ID)
-			clear(m.a.taken)
-		}
 		var failed []string
-		for _, m := range set {
-			d := m.doc
-			d.Fields = m.a.p.over(m.old, m.doc.Fields)
-			out, err := m.a.insertRaw(&d, m.old)
-			if err != nil {
-				return err
-			}
-			if out != applied {
-				failed = append(failed, m.doc.ID)
-			}
-		}
-		if len(failed) == 0 {
-			if err := s.tx.exec(`RELEASE tidemark_swap`); err != nil {
-				return err
-			}
-			for i := range set {
-				s.at = docKey{set[i].a.p.t.Name, set[i].doc.ID}
-				if err := s.repoint(set[i].a, set[i].doc.ID, set[i].children); err != nil {
-					return err
+		done, err := s.whole(func() (bool, error) {
+			for _, m := range set {
+				s.at = docKey{m.a.p.t.Name, m.doc.ID}
+				if err := s.tx.remove(m.a.p, m.doc.ID); err != nil {
+					return false, err
 				}
-				if err := set[i].a.file(&set[i].doc, applied); err != nil {
-					return err
+				delete(m.a.rows, m.doc.ID)
+				clear(m.a.taken)
+			}
+			for _, m := range set {
+				d := m.doc
+				d.Fields = m.a.p.over(m.old, m.doc.Fields)
+				out, err := m.a.insertRaw(&d, m.old)
+				if err != nil {
+					return false, err
+				}
+				if out != applied {
+					failed = append(failed, m.doc.ID)
 				}
 			}
-			break
-		}
-		if err := s.tx.exec(`ROLLBACK TO tidemark_swap`); err != nil {
-			return err
-		}
-		if err := s.tx.exec(`RELEASE tidemark_swap`); err != nil {
-			return err
-		}
-		clear(s.tx.keys)
-		set = slices.DeleteFunc(set, func(m moved) bool {
-			m.a.rows[m.doc.ID] = &rowRef{}
-			return slices.Contains(failed, m.doc.ID)
+			return len(failed) == 0, nil
 		})
+		if err != nil {
+			return err
+		}
+		if !done {
+			set = slices.DeleteFunc(set, func(m moved) bool { return slices.Contains(failed, m.doc.ID) })
+			continue
+		}
+		for i := range set {
+			s.at = docKey{set[i].a.p.t.Name, set[i].doc.ID}
+			if err := s.repoint(set[i].a, set[i].doc.ID, set[i].children); err != nil {
+				return err
+			}
+			if err := set[i].a.file(&set[i].doc, applied); err != nil {
+				return err
+			}
+		}
+		break
 	}
 	if moved, err := s.circles(true); err != nil {
 		return err

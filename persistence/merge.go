@@ -2,6 +2,7 @@ package persistence
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 
@@ -76,44 +77,52 @@ func (a *applier) holders(query string, args []any, self string) ([]string, erro
 	return ids, nil
 }
 
-// mergeWhole merges a document with the rows in its way, or changes nothing.
-func (s *settler) mergeWhole(a *applier, d *messages.Document) (bool, error) {
-	if err := s.tx.exec(`SAVEPOINT tidemark_merge`); err != nil {
+// whole does all of work, or undoes what it has done when it answers false.
+func (s *settler) whole(work func() (bool, error)) (bool, error) {
+	if err := s.tx.exec(`SAVEPOINT tidemark_whole`); err != nil {
 		return false, err
 	}
 	counts := s.out.Counts
-	s.brought, s.orphans = nil, nil
-	settled := false
-	for range maxHolders {
-		again, err := s.merge(a, d)
-		if errors.Is(err, errNoHolder) {
-			break
-		}
-		if err != nil {
-			return false, err
-		}
-		if settled = !again && len(s.orphans) == 0; settled || !again {
-			break
-		}
+	counts.Tables = maps.Clone(counts.Tables)
+	done, err := work()
+	if err != nil {
+		return false, err
 	}
-	if settled {
-		return true, s.tx.exec(`RELEASE tidemark_merge`)
+	if done {
+		return true, s.tx.exec(`RELEASE tidemark_whole`)
 	}
-	for _, q := range []string{`ROLLBACK TO tidemark_merge`, `RELEASE tidemark_merge`} {
+	for _, q := range []string{`ROLLBACK TO tidemark_whole`, `RELEASE tidemark_whole`} {
 		if err := s.tx.exec(q); err != nil {
 			return false, err
 		}
 	}
 	s.out.Counts = counts
 	clear(s.tx.keys)
-	clear(s.tx.promised) // to rows that may not go in after all
-	delete(a.rows, d.ID)
-	for _, b := range append(s.brought, docKey{a.p.t.Name, d.ID}) {
-		if err := s.appliers[b.table].look([]messages.Document{{ID: b.id}}); err != nil {
-			return false, err
+	for _, p := range s.plans {
+		if a := s.appliers[p.t.Name]; a != nil {
+			if err := a.lookAgain(); err != nil {
+				return false, err
+			}
 		}
 	}
 	return false, nil
+}
+
+// mergeWhole merges a document with the rows in its way, or changes nothing.
+func (s *settler) mergeWhole(a *applier, d *messages.Document) (bool, error) {
+	return s.whole(func() (bool, error) {
+		s.orphans = nil
+		for range maxHolders {
+			again, err := s.merge(a, d)
+			if errors.Is(err, errNoHolder) {
+				return false, nil
+			}
+			if err != nil || !again {
+				return len(s.orphans) == 0, err
+			}
+		}
+		return false, nil
+	})
 }
 
 // merge decides a document that meets the unique key of other rows. again: those
@@ -222,8 +231,7 @@ func (s *settler) bringDown(a *applier, id, survivor string) ([]orphan, error) {
 		return nil, err
 	}
 	delete(a.rows, id)
-	s.brought = append(s.brought, docKey{a.p.t.Name, id})
-	clear(s.tx.promised)
+	s.unpromise(a.p, id)
 	a.tombs = true
 	var server any
 	if row.serverID != "" {
@@ -383,7 +391,6 @@ func (s *settler) mergedElsewhere(a *applier, d *messages.Document) (bool, error
 	if err := s.tx.remove(a.p, d.ID); err != nil {
 		return false, err
 	}
-	clear(s.tx.promised)
 	delete(a.rows, d.ID)
 	if err := a.tombstone(d); err != nil {
 		return false, err

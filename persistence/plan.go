@@ -53,6 +53,9 @@ type ref struct {
 	keysSQL string
 }
 
+// cacheKey names a parent's key in the caches of a transaction.
+func (r *ref) cacheKey(id string) string { return r.keySQL + "\x00" + id }
+
 type childRef struct {
 	child *Table
 	fk    ForeignKey

@@ -126,7 +126,7 @@ func (a *applier) refersToSomething(r *ref, id string, cols []int, vals []any) (
 // parentKey is the local key of a parent by its document id; nil when it is not
 // here.
 func (a *applier) parentKey(r *ref, id string) ([]any, error) {
-	cacheKey := r.keySQL + "\x00" + id
+	cacheKey := r.cacheKey(id)
 	k, ok := a.tx.promised[cacheKey]
 	if !ok {
 		k, ok = a.tx.keys[cacheKey]
@@ -178,6 +178,9 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 		return out, err
 	}
 	a.rows[d.ID] = &rowRef{version: d.UpdateTime}
+	if n, ok := d.Fields[a.p.surrogate].(int64); ok && a.p.surrogate != "" && !renumbered {
+		a.taken[n] = true
+	}
 	if err := a.dropBase(d.ID); err != nil {
 		return 0, err
 	}
@@ -210,7 +213,6 @@ func (a *applier) insertion(verb string, d *messages.Document, cols []int, vals 
 				renumbered = ok
 				continue // the number is taken here: SQLite gives another
 			}
-			a.taken[n] = true
 		}
 		given, args = append(given, c), append(args, vals[i])
 	}

@@ -114,7 +114,6 @@ type settler struct {
 	asked    map[string][]string
 	skip     map[docKey]string   // documents whose statements made it fail
 	at       docKey              // the document under way
-	brought  []docKey            // rows that the merge under way has deleted
 	orphans  map[docKey][]orphan // children of rows that were merged into one about to be inserted
 }
 
