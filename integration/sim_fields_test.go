@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -172,7 +173,9 @@ func (m *simModel) muddle(db simQueryer) {
 				}
 				m.muddled[b] = true
 			}
-			_ = rows.Close()
+			if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+				panic(fmt.Errorf("read table %s: %w", t.name, err))
+			}
 		}
 	}
 }
@@ -217,7 +220,7 @@ func (f *simFamily) any(in map[string]bool, column, value string) bool {
 	})
 }
 
-// lost: a file was lost before the value that it had in a column went up.
+// lostColumn: a file was lost before the value that it had in a column went up.
 func (m *simModel) lostColumn(f *simFamily, e *simEvent, i int, column string) bool {
 	if e.deleted {
 		return e.lost
@@ -225,7 +228,7 @@ func (m *simModel) lostColumn(f *simFamily, e *simEvent, i int, column string) b
 	return e.excused && !f.any(m.landed, column, e.is(i)) && !f.any(m.final, column, e.is(i))
 }
 
-// superseded are the values of a column that somebody replaced knowingly.
+// supersededColumn are the values of a column that somebody replaced knowingly.
 func (m *simModel) supersededColumn(f *simFamily, i int, column string) map[string]bool {
 	out := map[string]bool{}
 	for grown := true; grown; {
