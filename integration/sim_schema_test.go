@@ -178,7 +178,7 @@ func (w *simWriter) pick() *simTable {
 
 func (w *simWriter) statement() []string {
 	t := w.pick()
-	if t.fields && w.rnd.IntN(3) > 0 { // devices meet in few rows
+	if t.fields && w.rnd.IntN(2) == 0 { // devices meet in few rows
 		return []string{w.update(t, fmt.Sprintf("b IN (SELECT b FROM %s ORDER BY b LIMIT 1 OFFSET %d)", t.name, w.rnd.IntN(3)))}
 	}
 	row := "b = " + w.nth("b", t, w.rnd.IntN(1000))

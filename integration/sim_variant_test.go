@@ -245,14 +245,17 @@ var simVariants = []simVariant{
 	{from: 9, name: "a delete loses against any edit", remote: altered(func(_ *simWorld, _ *simDevice, a *simAltered) {
 		a.document = func(d *messages.Document) bool { return !d.Deleted || d.Survivor != "" }
 	})},
-	{from: 13, name: "merge by field does not know what the row was before", focus: &simFocus{schemas: []string{"fields"}}, opened: statements(
+	{from: 2, name: "merge by field does not know what the row was before", focus: &simFocus{schemas: []string{"fields"}}, opened: statements(
 		`CREATE TRIGGER IF NOT EXISTS tidemark_variant_bases AFTER INSERT ON tidemark_bases BEGIN DELETE FROM tidemark_bases WHERE tableName = NEW.tableName AND clientId = NEW.clientId; END`,
 	)},
-	{from: 10, name: "what became of both sides is not uploaded", focus: &simFocus{schemas: []string{"fields"}}, opened: statements(
+	{from: 1, name: "a merged row that is merged again goes on from the version before the first", focus: &simFocus{schemas: []string{"fields"}, faults: []string{"the request is lost", "the process dies before"}, weights: map[simKind]int{simEdit: 50, simSync: 50}}, opened: statements(
+		`CREATE TRIGGER IF NOT EXISTS tidemark_variant_stale BEFORE UPDATE ON tidemark_bases BEGIN SELECT RAISE(IGNORE); END`,
+	)},
+	{from: 2, name: "what became of both sides is not uploaded", focus: &simFocus{schemas: []string{"fields"}}, opened: statements(
 		`CREATE TRIGGER IF NOT EXISTS tidemark_variant_%[1]s AFTER UPDATE OF serverVersion ON %[1]s WHEN OLD.isDirty = 1 AND NEW.isDirty = 1 AND OLD.serverVersion < NEW.serverVersion AND (SELECT applying FROM tidemark_state) = 1
 			BEGIN UPDATE %[1]s SET isDirty = 0 WHERE clientId = NEW.clientId; END`,
 	)},
-	{from: 14, name: "the application is asked, and the later edit wins", focus: &simFocus{schemas: []string{"fields"}}, opened: statements(
+	{from: 2, name: "the application is asked, and the later edit wins", focus: &simFocus{schemas: []string{"fields"}}, opened: statements(
 		`CREATE TRIGGER IF NOT EXISTS tidemark_variant_last BEFORE INSERT ON tidemark_conflicts WHEN NEW.winner = 'merged' AND NEW.tableName = 'tally'
 			BEGIN UPDATE tally SET (v, most, words) = (SELECT NEW.localVersion ->> '$.fields.v', NEW.localVersion ->> '$.fields.most', NEW.localVersion ->> '$.fields.words')
 			WHERE clientId = NEW.documentId; END`,

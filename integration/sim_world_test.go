@@ -223,6 +223,7 @@ func (w *simWorld) live() {
 	for range w.story.devices {
 		w.add(rnd)
 	}
+	w.begin(rnd)
 	for _, a := range w.story.actions {
 		w.seedIDs(a.seed)
 		w.act(a)
@@ -479,8 +480,40 @@ func (w *simWorld) edit(d *simDevice, rnd *rand.Rand) {
 	w.acting = d
 	defer func() { w.acting = acting }()
 	w.counts.edits++
-	writer := &simWriter{schema: w.schema, rnd: rnd, old: d.old, next: func() int { w.numbers++; return w.numbers }}
-	statements := writer.statements()
+	w.write(d, w.writer(d, rnd).statements())
+	if rnd.IntN(3) > 0 { // now and then devices write within one millisecond
+		w.wait(time.Duration(1+rnd.IntN(400)) * time.Millisecond)
+	}
+	if w.story.strict {
+		w.wait(2 * simWindow)
+	}
+}
+
+func (w *simWorld) writer(d *simDevice, rnd *rand.Rand) *simWriter {
+	return &simWriter{schema: w.schema, rnd: rnd, old: d.old, next: func() int { w.numbers++; return w.numbers }}
+}
+
+// begin gives everybody some rows whose fields they can merge.
+func (w *simWorld) begin(rnd *rand.Rand) {
+	var statements []string
+	for i := range w.schema.tables {
+		if t := &w.schema.tables[i]; t.fields {
+			statements = append(statements, w.writer(w.devices[0], rnd).insert(t, "INSERT OR IGNORE", 3)...)
+		}
+	}
+	if len(statements) == 0 {
+		return
+	}
+	w.acting = w.devices[0]
+	w.write(w.devices[0], statements)
+	w.acting = nil
+	for _, d := range w.devices {
+		_, _ = w.sync(d, rnd) // it may fail: the next one goes on
+	}
+}
+
+// write runs a user's transaction and tells the model.
+func (w *simWorld) write(d *simDevice, statements []string) {
 	before := w.model.read(d.app, d.old)
 	touched := map[string]bool{}
 	last := before
@@ -498,12 +531,6 @@ func (w *simWorld) edit(d *simDevice, rnd *rand.Rand) {
 		w.model.muddle(d.app)
 	}
 	w.tell("%s: %s [%v] %s", d.name, strings.Join(statements, "; "), err, strings.Join(said, ", "))
-	if rnd.IntN(3) > 0 { // now and then devices write within one millisecond
-		w.wait(time.Duration(1+rnd.IntN(400)) * time.Millisecond)
-	}
-	if w.story.strict {
-		w.wait(2 * simWindow)
-	}
 }
 
 // transact runs a transaction and calls then after each of its statements but the last.
