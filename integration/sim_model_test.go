@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	tidemark "github.com/tidemark-sync/tidemark"
 	"github.com/tidemark-sync/tidemark/messages"
 )
 
@@ -22,6 +23,8 @@ type simModel struct {
 	landed  map[string]bool // versions that the server had, by birth mark and value
 	kept    map[string]bool // versions in conflicts or dead letters of any device, ever
 	beaten  map[string]bool // those in conflicts
+	final   map[string]bool // those that everybody has in the end, column by column
+	muddled map[string]bool // rows whose version before an edit a device may not know any more
 	problem func(class, format string, args ...any)
 }
 
@@ -42,6 +45,7 @@ type simEvent struct {
 	old     bool   // by a device that was not upgraded
 	prev    string // the value it was made upon; "" for a new row
 	lost    bool   // its file was rolled back, or vanished, before it went up
+	excused bool   // its file was rolled back, or vanished
 	parents []string
 	before  map[string]simRow // of a delete: what the device had
 }
@@ -226,7 +230,9 @@ func (m *simModel) land(doc *messages.Document) {
 			return
 		}
 		if t := m.schema.table(doc.Table); t != nil {
-			m.landed[b+" "+fieldsValue(t, doc.Fields)] = true
+			value := fieldsValue(t, doc.Fields)
+			m.landed[b+" "+value] = true
+			t.remember(m.landed, b, value)
 		}
 	}
 }
@@ -265,8 +271,10 @@ func (m *simModel) keep(db *sql.DB) {
 			continue
 		}
 		if b, ok := doc.Fields["b"].(string); ok {
-			k := b + " " + fieldsValue(t, doc.Fields)
+			value := fieldsValue(t, doc.Fields)
+			k := b + " " + value
 			m.kept[k], m.beaten[k] = true, m.beaten[k] || conflict
+			t.remember(m.kept, b, value)
 		}
 	}
 	if err := rows.Err(); err != nil {
@@ -282,6 +290,7 @@ func (m *simModel) lose(d *simDevice, since time.Time) {
 			if e.device != d || e.at.Before(since) {
 				continue
 			}
+			e.excused = true
 			if e.deleted {
 				e.lost = !m.landed[b+" deleted"] && !m.inherited(b)
 			} else {
@@ -294,7 +303,9 @@ func (m *simModel) lose(d *simDevice, since time.Time) {
 // inherited: the server has the row that took this one's place, and its document.
 func (m *simModel) inherited(b string) bool {
 	for heir, h := range m.rows {
-		if slices.Contains(h.from, b) && slices.ContainsFunc(h.events, func(e simEvent) bool { return m.landed[heir+" "+e.value] }) {
+		if slices.Contains(h.from, b) && slices.ContainsFunc(h.events, func(e simEvent) bool {
+			return m.landed[heir+" "+e.value] || h.table.combine != "" && m.landed[columnKey(heir, "v", e.is(0))]
+		}) {
 			return true
 		}
 	}
@@ -303,8 +314,19 @@ func (m *simModel) inherited(b string) bool {
 
 // check holds the rows that everybody has in the end against what users did.
 func (m *simModel) check(final map[string]simRow) {
+	for b, row := range final {
+		row.table.remember(m.final, b, row.value)
+	}
+	for b, h := range m.rows {
+		row, present := final[b]
+		for i := range h.events { // a clone may have saved it
+			e := &h.events[i]
+			e.lost = e.lost && (e.deleted && present && !m.landed[b+" deleted"] || !e.deleted && !m.landed[b+" "+e.value] && row.value != e.value)
+		}
+	}
+	families := m.families()
 	for _, b := range slices.Sorted(maps.Keys(m.rows)) {
-		m.checkRow(b, m.rows[b], final)
+		m.checkRow(b, m.rows[b], families[b], final)
 	}
 	for _, b := range slices.Sorted(maps.Keys(final)) {
 		if m.rows[b] == nil {
@@ -313,11 +335,13 @@ func (m *simModel) check(final map[string]simRow) {
 	}
 }
 
-func (m *simModel) checkRow(b string, h *simHistory, final map[string]simRow) {
+func (m *simModel) checkRow(b string, h *simHistory, f *simFamily, final map[string]simRow) {
 	row, present := final[b]
-	for i := range h.events { // a clone may have saved it
-		e := &h.events[i]
-		e.lost = e.lost && (e.deleted && present && !m.landed[b+" deleted"] || !e.deleted && !m.landed[b+" "+e.value] && row.value != e.value)
+	if h.table.combine != "" {
+		if m.checkColumns(b, h, f, row, present) && present && !m.livesRightly(b, h, final) {
+			m.problem("back", "row %s of %s was deleted and has come back: %s", b, h.table.name, h.trace())
+		}
+		return
 	}
 	wrote := false
 	superseded := h.superseded()
@@ -435,7 +459,7 @@ func (m *simModel) livesRightly(b string, h *simHistory, final map[string]simRow
 		}
 		later := !e.at.Before(del.at.Add(-simWindow))
 		beside := !m.strict && (e.touch || !m.before(h, e.value, del.prev))
-		if h.table.merges || h.table.policy {
+		if h.table.merges || h.table.policy || h.table.combine == tidemark.ByApplication {
 			beside = e.touch || !m.before(h, e.value, del.prev)
 		}
 		if later || beside {

@@ -25,6 +25,8 @@ type simTable struct {
 	key    []string // the primary key; id is a surrogate
 	unique string   // a column of few values, unique or the key
 	values []string // what else an edit's value consists of
+	// fields: an edit changes some columns of the value and leaves the others as they are.
+	fields bool
 	// counters are kept by the application's triggers, which fire on rows that
 	// arrive too: the same everywhere, but not what any user wrote.
 	counters []string
@@ -32,8 +34,9 @@ type simTable struct {
 	// merges: rows are merged by unique keys, or move when their parent is; policy:
 	// somebody else than the last writer wins.
 	merges, policy bool
-	extra          string // a column that old devices do not have
-	young          bool   // a table that old devices do not have
+	combine        tidemark.Policy // MergeByField or ByApplication; "" for any other
+	extra          string          // a column that old devices do not have
+	young          bool            // a table that old devices do not have
 }
 
 type simRef struct {
@@ -41,6 +44,9 @@ type simRef struct {
 	parent   string
 	required bool
 }
+
+// simUsual are how many of simSchemas chance picks from first.
+const simUsual = 6
 
 var simSchemas = []simSchema{
 	{
@@ -123,6 +129,7 @@ CREATE TABLE memo (id INTEGER PRIMARY KEY, b TEXT, v TEXT, draft INTEGER REFEREN
 		},
 		setup: []tidemark.Table{{Name: "rate", Policy: tidemark.ServerWins}, {Name: "draft", Policy: tidemark.ClientWins}},
 	},
+	simFields,
 }
 
 func (s *simSchema) table(name string) *simTable {
@@ -171,6 +178,9 @@ func (w *simWriter) pick() *simTable {
 
 func (w *simWriter) statement() []string {
 	t := w.pick()
+	if t.fields && w.rnd.IntN(2) == 0 { // devices meet in few rows
+		return []string{w.update(t, fmt.Sprintf("b IN (SELECT b FROM %s ORDER BY b LIMIT 1 OFFSET %d)", t.name, w.rnd.IntN(3)))}
+	}
 	row := "b = " + w.nth("b", t, w.rnd.IntN(1000))
 	switch k := w.rnd.IntN(20); {
 	case k < 7:
@@ -227,6 +237,11 @@ func (w *simWriter) places(t *simTable) (columns, exprs, conditions []string) {
 func (w *simWriter) insert(t *simTable, verb string, rows int) []string {
 	columns, exprs, conditions := w.places(t)
 	n := w.next()
+	if t.fields {
+		for _, c := range t.values {
+			columns, exprs = append(columns, c), append(exprs, t.entry(c, n))
+		}
+	}
 	columns = append(columns, "b", "v")
 	exprs = append(exprs, fmt.Sprintf("'b%d.' || i", n), fmt.Sprintf("'v%d'", n))
 	if t.extra != "" && !w.old {
@@ -253,6 +268,9 @@ func (w *simWriter) insert(t *simTable, verb string, rows int) []string {
 // set is what every edit sets.
 func (w *simWriter) set(t *simTable) string {
 	n := w.next()
+	if t.fields {
+		return w.setSome(t, n)
+	}
 	if t.extra != "" && !w.old {
 		return fmt.Sprintf("v = 'v%d', %s = 'v%d'", n, t.extra, n)
 	}

@@ -49,6 +49,7 @@ func (a simAction) String() string {
 type simStory struct {
 	seed    uint64
 	schema  int
+	policy  int // which of simPolicies the tables have
 	devices int
 	strict  bool // every clock is right, and the model knows who was last
 	narrow  int  // the server takes no more documents at once; 0: as many as come
@@ -66,12 +67,18 @@ type simFocus struct {
 
 func makeSimStory(seed uint64, focus *simFocus) simStory {
 	rnd := rand.New(rand.NewPCG(seed, 0))
-	s := simStory{seed: seed, schema: rnd.IntN(len(simSchemas)), devices: 2 + rnd.IntN(3), strict: rnd.IntN(2) == 0, focus: focus}
+	s := simStory{seed: seed, schema: rnd.IntN(simUsual), devices: 2 + rnd.IntN(3), strict: rnd.IntN(2) == 0, focus: focus}
 	server := rand.New(rand.NewPCG(seed, 3))
 	if server.IntN(3) == 0 {
 		s.narrow = 1 + server.IntN(4)
 	}
 	s.picky = server.IntN(4) == 0
+	policies := rand.New(rand.NewPCG(seed, 4))
+	if n := policies.IntN(12); n < 2 {
+		s.schema = slices.IndexFunc(simSchemas, func(s simSchema) bool { return s.name == simFields.name })
+	} else if n < 4 && focus == nil {
+		s.policy = 1 + policies.IntN(len(simPolicies)-1)
+	}
 	weights := simKindWeights
 	if focus != nil && focus.schemas != nil {
 		name := focus.schemas[seed%uint64(len(focus.schemas))]
@@ -106,7 +113,7 @@ func (s simStory) without(from, to int) simStory {
 
 func (s simStory) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: schema %s, %d devices, strict %v, at most %d documents at once, picky server %v, %d steps", s.seed, simSchemas[s.schema].name, s.devices, s.strict, s.narrow, s.picky, len(s.actions))
+	fmt.Fprintf(&b, "seed %d: schema %s with policies %d, %d devices, strict %v, at most %d documents at once, picky server %v, %d steps", s.seed, simSchemas[s.schema].name, s.policy, s.devices, s.strict, s.narrow, s.picky, len(s.actions))
 	return b.String()
 }
 

@@ -321,6 +321,9 @@ func (w *simWorld) sync(d *simDevice, rnd *rand.Rand) (tidemark.Report, error) {
 		w.boot(d, 5)
 		w.tell("%s starts again", d.name)
 	}
+	if err != nil {
+		w.model.muddle(d.app)
+	}
 	if w.variant != nil && w.variant.after != nil {
 		w.must(w.variant.after(w, d), "variant")
 	}

@@ -194,7 +194,7 @@ var simVariants = []simVariant{
 			expectNow(ctx, d, c, func(w *messages.Write) bool { return w.Expect == 0 })
 		}
 	})},
-	{from: 20, name: "isDirty is cleared although the row was edited meanwhile (H6)", opened: statements(
+	{from: 27, name: "isDirty is cleared although the row was edited meanwhile (H6)", opened: statements(
 		`CREATE TRIGGER IF NOT EXISTS tidemark_variant_%[1]s AFTER UPDATE OF serverVersion ON %[1]s WHEN NEW.isDirty = 1 AND EXISTS (SELECT 1 FROM tidemark_tokens) AND (SELECT applying FROM tidemark_state) = 1
 			BEGIN UPDATE %[1]s SET isDirty = 0 WHERE clientId = NEW.clientId; END`,
 	)},
@@ -245,4 +245,19 @@ var simVariants = []simVariant{
 	{from: 9, name: "a delete loses against any edit", remote: altered(func(_ *simWorld, _ *simDevice, a *simAltered) {
 		a.document = func(d *messages.Document) bool { return !d.Deleted || d.Survivor != "" }
 	})},
+	{from: 2, name: "merge by field does not know what the row was before", focus: &simFocus{schemas: []string{"fields"}}, opened: statements(
+		`CREATE TRIGGER IF NOT EXISTS tidemark_variant_bases AFTER INSERT ON tidemark_bases BEGIN DELETE FROM tidemark_bases WHERE tableName = NEW.tableName AND clientId = NEW.clientId; END`,
+	)},
+	{from: 91, name: "what a row was before is not forgotten when its edit is up", focus: &simFocus{schemas: []string{"fields"}}, opened: statements(
+		`CREATE TRIGGER IF NOT EXISTS tidemark_variant_stale BEFORE DELETE ON tidemark_bases BEGIN SELECT RAISE(IGNORE); END`,
+	)},
+	{from: 2, name: "what became of both sides is not uploaded", focus: &simFocus{schemas: []string{"fields"}}, opened: statements(
+		`CREATE TRIGGER IF NOT EXISTS tidemark_variant_%[1]s AFTER UPDATE OF serverVersion ON %[1]s WHEN OLD.isDirty = 1 AND NEW.isDirty = 1 AND OLD.serverVersion < NEW.serverVersion AND (SELECT applying FROM tidemark_state) = 1
+			BEGIN UPDATE %[1]s SET isDirty = 0 WHERE clientId = NEW.clientId; END`,
+	)},
+	{from: 2, name: "the application is asked, and the later edit wins", focus: &simFocus{schemas: []string{"fields"}}, opened: statements(
+		`CREATE TRIGGER IF NOT EXISTS tidemark_variant_last BEFORE INSERT ON tidemark_conflicts WHEN NEW.winner = 'merged' AND NEW.tableName = 'tally'
+			BEGIN UPDATE tally SET (v, most, words) = (SELECT NEW.localVersion ->> '$.fields.v', NEW.localVersion ->> '$.fields.most', NEW.localVersion ->> '$.fields.words')
+			WHERE clientId = NEW.documentId; END`,
+	)},
 }

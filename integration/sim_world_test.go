@@ -38,8 +38,8 @@ func newSimLab(t *testing.T) *simLab {
 }
 
 // template is an attached database of a schema without rows and without an identity.
-func (l *simLab) template(s *simSchema, old bool) string {
-	key := fmt.Sprintf("%s-%v", s.name, old)
+func (l *simLab) template(s *simSchema, policy int, old bool) string {
+	key := fmt.Sprintf("%s-%d-%v", s.name, policy, old)
 	if path := l.templates[key]; path != "" {
 		return path
 	}
@@ -52,7 +52,8 @@ func (l *simLab) template(s *simSchema, old bool) string {
 	for q := range strings.SplitSeq(ddl, ";\n") {
 		l.must(db, q)
 	}
-	if _, err := tidemark.Attach(l.t.Context(), db, s.setup...); err != nil {
+	setup := slices.DeleteFunc(slices.Clone(s.setup), func(t tidemark.Table) bool { return old && s.table(t.Name).young })
+	if _, err := tidemark.Attach(l.t.Context(), db, setup...); err != nil {
 		l.t.Fatal(err)
 	}
 	l.must(db, `UPDATE tidemark_state SET installationId = ''`)
@@ -137,12 +138,12 @@ type simStop struct{}
 // run lets a story happen and says what was wrong with it: "" when nothing was.
 func (l *simLab) run(story simStory, variant *simVariant) *simWorld {
 	l.runs++
-	schema := &simSchemas[story.schema]
-	l.template(schema, false)
+	schema := simSchemas[story.schema].with(story.policy)
+	l.template(&schema, story.policy, false)
 	if schema.old != "" {
-		l.template(schema, true)
+		l.template(&schema, story.policy, true)
 	}
-	w := &simWorld{lab: l, story: story, schema: schema, variant: variant, dir: filepath.Join(l.dir, fmt.Sprint("run", l.runs))}
+	w := &simWorld{lab: l, story: story, schema: &schema, variant: variant, dir: filepath.Join(l.dir, fmt.Sprint("run", l.runs))}
 	if err := os.Mkdir(w.dir, 0o700); err != nil {
 		l.t.Fatal(err)
 	}
@@ -216,12 +217,13 @@ func (w *simWorld) seedIDs(seed uint64) {
 
 func (w *simWorld) live() {
 	w.server, w.bucket = memory.NewServer(), memory.NewBucket()
-	w.model = &simModel{schema: w.schema, strict: w.story.strict, rows: map[string]*simHistory{}, landed: map[string]bool{}, kept: map[string]bool{}, beaten: map[string]bool{}, problem: w.fail}
+	w.model = &simModel{schema: w.schema, strict: w.story.strict, rows: map[string]*simHistory{}, landed: map[string]bool{}, kept: map[string]bool{}, beaten: map[string]bool{}, final: map[string]bool{}, muddled: map[string]bool{}, problem: w.fail}
 	w.seedIDs(w.story.seed)
 	rnd := rand.New(rand.NewPCG(w.story.seed, 1))
 	for range w.story.devices {
 		w.add(rnd)
 	}
+	w.begin(rnd)
 	for _, a := range w.story.actions {
 		w.seedIDs(a.seed)
 		w.act(a)
@@ -251,6 +253,7 @@ func (w *simWorld) act(a simAction) {
 			path := w.path("clone")
 			_, err := d.app.Exec(`VACUUM INTO ?`, path)
 			w.must(err, "clone")
+			w.model.muddle(d.app)
 			c := w.open(path, d.old, rnd)
 			c.offset = d.offset
 			w.tell("%s is cloned to %s", d.name, c.name)
@@ -263,6 +266,7 @@ func (w *simWorld) act(a simAction) {
 		path := w.path("copy")
 		_, err := d.app.Exec(`VACUUM INTO ?`, path)
 		w.must(err, "copy")
+		w.model.muddle(d.app)
 		w.copies = append(w.copies, simCopy{d, path, time.Now(), d.old})
 		w.tell("a copy of %s is kept", d.name)
 		w.wait(2 * time.Millisecond)
@@ -315,7 +319,7 @@ func (w *simWorld) path(kind string) string {
 func (w *simWorld) add(rnd *rand.Rand) *simDevice {
 	old := w.schema.old != "" && rnd.IntN(3) == 0
 	path := w.path("device")
-	w.must(copyPath(w.lab.template(w.schema, old), path), "new device")
+	w.must(copyPath(w.lab.template(w.schema, w.story.policy, old), path), "new device")
 	d := w.open(path, old, rnd)
 	if !w.story.strict && rnd.IntN(2) == 0 {
 		d.offset = w.clock(rnd)
@@ -359,11 +363,18 @@ func (w *simWorld) boot(d *simDevice, backup int64) {
 	w.acting = d
 	defer func() { w.acting = acting }()
 	var err error
-	d.p, err = tidemark.New(context.Background(), d.db, remote, d.store,
+	opts := []tidemark.Option{
 		tidemark.WithRetries(1, time.Nanosecond), // any longer, and its jitter is not ours to repeat
 		tidemark.WithBackup(backup, time.Hour, 3),
-		tidemark.WithTakeover(time.Duration(backup%2)*time.Hour), // everybody at once, or in turns
-		tidemark.WithBus(func() tidemark.Bus { return newSimBus(d.rnd, d.repeat, true) }))
+		tidemark.WithTakeover(time.Duration(backup%2) * time.Hour), // everybody at once, or in turns
+		tidemark.WithBus(func() tidemark.Bus { return newSimBus(d.rnd, d.repeat, true) }),
+	}
+	for i := range w.schema.tables {
+		if t := &w.schema.tables[i]; t.combine == tidemark.ByApplication {
+			opts = append(opts, tidemark.WithResolver(t.name, simResolver))
+		}
+	}
+	d.p, err = tidemark.New(context.Background(), d.db, remote, d.store, opts...)
 	w.must(err, "open "+d.name)
 }
 
@@ -387,6 +398,7 @@ func (w *simWorld) restore(rnd *rand.Rand) {
 	}
 	d := w.open(path, false, rnd)
 	d.old = w.isOld(d)
+	w.model.muddle(d.app)
 	w.tell("%s is restored from generation %s", d.name, snap.Generation)
 }
 
@@ -468,8 +480,40 @@ func (w *simWorld) edit(d *simDevice, rnd *rand.Rand) {
 	w.acting = d
 	defer func() { w.acting = acting }()
 	w.counts.edits++
-	writer := &simWriter{schema: w.schema, rnd: rnd, old: d.old, next: func() int { w.numbers++; return w.numbers }}
-	statements := writer.statements()
+	w.write(d, w.writer(d, rnd).statements())
+	if rnd.IntN(3) > 0 { // now and then devices write within one millisecond
+		w.wait(time.Duration(1+rnd.IntN(400)) * time.Millisecond)
+	}
+	if w.story.strict {
+		w.wait(2 * simWindow)
+	}
+}
+
+func (w *simWorld) writer(d *simDevice, rnd *rand.Rand) *simWriter {
+	return &simWriter{schema: w.schema, rnd: rnd, old: d.old, next: func() int { w.numbers++; return w.numbers }}
+}
+
+// begin gives everybody some rows whose fields they can merge.
+func (w *simWorld) begin(rnd *rand.Rand) {
+	var statements []string
+	for i := range w.schema.tables {
+		if t := &w.schema.tables[i]; t.fields {
+			statements = append(statements, w.writer(w.devices[0], rnd).insert(t, "INSERT OR IGNORE", 3)...)
+		}
+	}
+	if len(statements) == 0 {
+		return
+	}
+	w.acting = w.devices[0]
+	w.write(w.devices[0], statements)
+	w.acting = nil
+	for _, d := range w.devices {
+		_, _ = w.sync(d, rnd) // it may fail: the next one goes on
+	}
+}
+
+// write runs a user's transaction and tells the model.
+func (w *simWorld) write(d *simDevice, statements []string) {
 	before := w.model.read(d.app, d.old)
 	touched := map[string]bool{}
 	last := before
@@ -483,13 +527,10 @@ func (w *simWorld) edit(d *simDevice, rnd *rand.Rand) {
 		clear(touched)
 	}
 	said := w.model.observe(d, before, after, touched)
+	if d.syncing {
+		w.model.muddle(d.app)
+	}
 	w.tell("%s: %s [%v] %s", d.name, strings.Join(statements, "; "), err, strings.Join(said, ", "))
-	if rnd.IntN(3) > 0 { // now and then devices write within one millisecond
-		w.wait(time.Duration(1+rnd.IntN(400)) * time.Millisecond)
-	}
-	if w.story.strict {
-		w.wait(2 * simWindow)
-	}
 }
 
 // transact runs a transaction and calls then after each of its statements but the last.
