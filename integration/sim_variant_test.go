@@ -173,7 +173,7 @@ var simVariants = []simVariant{
 			return doc.UpdatedOn > till.Int64/1000
 		}
 	})},
-	{from: 1, name: "the document id is minted at upload (H5)", before: func(w *simWorld, d *simDevice) error {
+	{from: 11, name: "the document id is minted at upload (H5)", before: func(w *simWorld, d *simDevice) error {
 		for i := range w.schema.tables {
 			if t := &w.schema.tables[i]; !t.young || !d.old {
 				for _, q := range []string{
