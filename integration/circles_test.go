@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -32,22 +33,42 @@ type circleCase struct {
 
 var circleCases = map[string]circleCase{
 	"two tables": {deptAndEmp, makeDeptAndEmp, []string{"dept", "emp"}, []string{"task"}},
-	"one of two is unique": {strings.Replace(deptAndEmp, "emp (id INTEGER PRIMARY KEY, name TEXT UNIQUE", "emp (id INTEGER PRIMARY KEY, name TEXT", 1),
-		makeDeptAndEmp, []string{"dept"}, []string{"emp", "task"}},
-	"three tables": {`CREATE TABLE a (id INTEGER PRIMARY KEY, name TEXT UNIQUE, b INTEGER REFERENCES b(id)` + deferred + `);
+	"one of two is unique": {
+		strings.Replace(deptAndEmp, "emp (id INTEGER PRIMARY KEY, name TEXT UNIQUE", "emp (id INTEGER PRIMARY KEY, name TEXT", 1),
+		makeDeptAndEmp,
+		[]string{"dept"},
+		[]string{"emp", "task"},
+	},
+	"three tables": {
+		`CREATE TABLE a (id INTEGER PRIMARY KEY, name TEXT UNIQUE, b INTEGER REFERENCES b(id)` + deferred + `);
 CREATE TABLE b (id INTEGER PRIMARY KEY, name TEXT UNIQUE, c INTEGER REFERENCES c(id)` + deferred + `);
 CREATE TABLE c (id INTEGER PRIMARY KEY, name TEXT UNIQUE, a INTEGER REFERENCES a(id)` + deferred + `, b INTEGER REFERENCES b(id)` + deferred + `);`,
 		`INSERT INTO a (id, name, b) VALUES (%[1]d, 'a%[1]d', %[1]d); INSERT INTO b (id, name, c) VALUES (%[1]d, 'b%[1]d', %[1]d);
-INSERT INTO c (id, name, a, b) VALUES (%[1]d, 'c%[1]d', %[1]d, %[1]d);`, []string{"a", "b", "c"}, nil},
-	"a table that refers to itself": {`CREATE TABLE emp (id INTEGER PRIMARY KEY, name TEXT UNIQUE, boss INTEGER REFERENCES emp(id)` + deferred + `, deputy INTEGER REFERENCES emp(id)` + deferred + `);`,
+INSERT INTO c (id, name, a, b) VALUES (%[1]d, 'c%[1]d', %[1]d, %[1]d);`,
+		[]string{"a", "b", "c"},
+		nil,
+	},
+	"a table that refers to itself": {
+		`CREATE TABLE emp (id INTEGER PRIMARY KEY, name TEXT UNIQUE, boss INTEGER REFERENCES emp(id)` + deferred + `, deputy INTEGER REFERENCES emp(id)` + deferred + `);`,
 		// The boss of the next one; the last one is the boss of the first.
-		`INSERT INTO emp (id, name, boss, deputy) VALUES (%[1]d, 'e%[1]d', %[1]d %% 8 + 1, %[1]d);`, []string{"emp"}, nil},
-	"keys that are data": {`CREATE TABLE dept (name TEXT PRIMARY KEY, head TEXT REFERENCES emp(name) ON UPDATE CASCADE` + deferred + `);
+		`INSERT INTO emp (id, name, boss, deputy) VALUES (%[1]d, 'e%[1]d', %[1]d %% 8 + 1, %[1]d);`,
+		[]string{"emp"},
+		nil,
+	},
+	"keys that are data": {
+		`CREATE TABLE dept (name TEXT PRIMARY KEY, head TEXT REFERENCES emp(name) ON UPDATE CASCADE` + deferred + `);
 CREATE TABLE emp (name TEXT PRIMARY KEY, dept TEXT REFERENCES dept(name) ON UPDATE CASCADE` + deferred + `);`,
-		`INSERT INTO dept (name, head) VALUES ('d%[1]d', 'e%[1]d'); INSERT INTO emp (name, dept) VALUES ('e%[1]d', 'd%[1]d');`, []string{"dept", "emp"}, nil},
-	"unique within the parent": {`CREATE TABLE dept (id INTEGER PRIMARY KEY, name TEXT UNIQUE, head INTEGER REFERENCES emp(id)` + deferred + `);
+		`INSERT INTO dept (name, head) VALUES ('d%[1]d', 'e%[1]d'); INSERT INTO emp (name, dept) VALUES ('e%[1]d', 'd%[1]d');`,
+		[]string{"dept", "emp"},
+		nil,
+	},
+	"unique within the parent": {
+		`CREATE TABLE dept (id INTEGER PRIMARY KEY, name TEXT UNIQUE, head INTEGER REFERENCES emp(id)` + deferred + `);
 CREATE TABLE emp (id INTEGER PRIMARY KEY, name TEXT, dept INTEGER REFERENCES dept(id)` + deferred + `, UNIQUE (dept, name));`,
-		`INSERT INTO dept (id, name, head) VALUES (%[1]d, 'd%[1]d', %[1]d); INSERT INTO emp (id, name, dept) VALUES (%[1]d, 'e%[1]d', %[1]d);`, []string{"dept", "emp"}, nil},
+		`INSERT INTO dept (id, name, head) VALUES (%[1]d, 'd%[1]d', %[1]d); INSERT INTO emp (id, name, dept) VALUES (%[1]d, 'e%[1]d', %[1]d);`,
+		[]string{"dept", "emp"},
+		nil,
+	},
 }
 
 // device attaches a device with the policies given, and makes its circles.
@@ -141,7 +162,7 @@ func (c *circleCase) merged(t *testing.T, ds ...*device) {
 			t.Errorf("%s: %d documents did not get in: %q", filepath.Base(d.path), len(got), got)
 		}
 		for _, table := range c.apart {
-			if n := d.value(`SELECT count(*) FROM ` + table); n != fmt.Sprint(circleRows*len(ds)) {
+			if n := d.value(`SELECT count(*) FROM ` + table); n != strconv.Itoa(circleRows*len(ds)) {
 				t.Errorf("%s has %s rows in table %q, want %d", filepath.Base(d.path), n, table, circleRows*len(ds))
 			}
 		}

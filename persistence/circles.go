@@ -195,7 +195,7 @@ func (s *settler) together(c *circle, decide bool) (bool, error) {
 // has become: the row with the promised key, one with another, or the row that it was
 // merged with. false: there is none.
 func (s *settler) keepPromise(c *circle, a *applier, k docKey) (bool, error) {
-	id, err := k.id, error(nil)
+	id := k.id
 	row, err := a.p.rowByID(s.tx, id)
 	if err == nil && row == nil {
 		if id, err = s.tx.survivor(k.table, k.id); err == nil && id != "" {
