@@ -488,7 +488,7 @@ func (a *applier) adopt(d *messages.Document, id string) (outcome, error) {
 		return 0, err
 	}
 	delete(a.rows, id)
-	out, err := a.update(d, 0)
+	out, err := a.overwrite(row, d)
 	if err != nil {
 		return 0, err
 	}

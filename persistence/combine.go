@@ -100,6 +100,11 @@ func (a *applier) combine(row *localRow, d *messages.Document) (outcome, error) 
 		return a.oneWins(row, d, "changed on both sides; ")
 	}
 	theirs := slices.Clone(row.values)
+	for i := range theirs { // of a column that the document does not have
+		if v, known := base[a.p.cols[i].Name]; known && !a.p.cols[i].surrogate {
+			theirs[i] = v
+		}
+	}
 	for i, c := range cols {
 		if !a.p.cols[c].surrogate {
 			theirs[c] = vals[i]
@@ -131,7 +136,7 @@ func (a *applier) combine(row *localRow, d *messages.Document) (outcome, error) 
 		return a.oneWins(row, d, "changed on both sides, and a value of the application's refers to a row that is not here; ")
 	case slices.EqualFunc(result, theirs, equal):
 		winner = "server"
-		out, err = a.update(d, 0)
+		out, err = a.overwrite(row, d)
 	case slices.EqualFunc(result, row.values, equal):
 		winner = "local"
 		err = a.putOnTop(d)
@@ -145,20 +150,35 @@ func (a *applier) combine(row *localRow, d *messages.Document) (outcome, error) 
 		return a.oneWins(row, d, "changed on both sides, and merged by field it does not fit ("+a.reason+"); ")
 	}
 	if winner != "server" {
-		for i, c := range cols { // the row goes on from this version
-			if a.p.cols[c].surrogate {
-				continue
-			}
-			if err := a.tx.exec(`INSERT INTO tidemark_bases (tableName, clientId, columnName, value) VALUES (?, ?, ?, ?)
-				ON CONFLICT (tableName, clientId, columnName) DO UPDATE SET value = excluded.value`, a.p.t.Name, d.ID, a.p.cols[c].Name, vals[i]); err != nil {
-				return 0, err
-			}
+		if err := a.goOnFrom(d); err != nil {
+			return 0, err
 		}
 	}
 	if lost == "" {
 		return applied, nil
 	}
 	return applied, a.keepConflict(row, d, winner, reason)
+}
+
+// goOnFrom makes a version the one that the row's edits start from.
+func (a *applier) goOnFrom(d *messages.Document) error {
+	if !a.p.options.Policy.keepsBase() {
+		return nil
+	}
+	cols, vals, out, err := a.values(d)
+	if err != nil || out != applied {
+		return err
+	}
+	for i, c := range cols {
+		if a.p.cols[c].surrogate {
+			continue
+		}
+		if err := a.tx.exec(`INSERT INTO tidemark_bases (tableName, clientId, columnName, value) VALUES (?, ?, ?, ?)
+			ON CONFLICT (tableName, clientId, columnName) DO UPDATE SET value = excluded.value`, a.p.t.Name, d.ID, a.p.cols[c].Name, vals[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // threeWay merges two versions against the one they started from. Columns of one

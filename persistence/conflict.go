@@ -45,7 +45,7 @@ func (a *applier) oneWins(row *localRow, d *messages.Document, reason string) (o
 	}
 	reason += why
 	if !localWins {
-		out, err := a.update(d, 0)
+		out, err := a.overwrite(row, d)
 		if err != nil || out != applied || same {
 			return out, err
 		}
@@ -55,6 +55,32 @@ func (a *applier) oneWins(row *localRow, d *messages.Document, reason string) (o
 		return applied, err
 	}
 	return applied, a.keepConflict(row, d, "local", reason)
+}
+
+// overwrite lets a document win over a row that was changed here. Of a column that it
+// does not have, because an older device wrote it, nobody else has anything either:
+// what is there goes up.
+func (a *applier) overwrite(row *localRow, d *messages.Document) (outcome, error) {
+	if !a.p.lacks(d, row) {
+		return a.update(d, 0)
+	}
+	out, err := a.update(d, max(row.updatedOn, d.UpdatedOn)+1)
+	if err != nil || out != applied {
+		return out, err
+	}
+	return applied, a.goOnFrom(d)
+}
+
+// lacks reports whether the row has something in a column that the document does not
+// have, and that a new row would not have there by itself.
+func (p *plan) lacks(d *messages.Document, row *localRow) bool {
+	for i := range p.cols {
+		c := &p.cols[i]
+		if _, ok := d.Fields[c.Name]; !ok && !c.surrogate && (row.values[i] != nil || c.Default.Valid) {
+			return true
+		}
+	}
+	return false
 }
 
 // putOnTop lets the row go up on top of the version it beat, with a time above both.
