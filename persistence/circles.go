@@ -195,7 +195,7 @@ func (s *settler) together(c *circle, decide bool) (bool, error) {
 // has become: the row with the promised key, one with another, or the row that it was
 // merged with. false: there is none.
 func (s *settler) keepPromise(c *circle, a *applier, k docKey) (bool, error) {
-	id, err := k.id, error(nil)
+	id := k.id
 	row, err := a.p.rowByID(s.tx, id)
 	if err == nil && row == nil {
 		if id, err = s.tx.survivor(k.table, k.id); err == nil && id != "" {
@@ -214,7 +214,7 @@ func (s *settler) keepPromise(c *circle, a *applier, k docKey) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if !slices.EqualFunc(key, s.tx.promised[o.ref.cacheKey(k.id)], equal) {
+		if id != k.id || !slices.EqualFunc(key, s.tx.promised[o.ref.cacheKey(k.id)], equal) {
 			moved = append(moved, o.orphan)
 		}
 	}
