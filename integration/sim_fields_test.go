@@ -95,8 +95,10 @@ func simResolver(c tidemark.Contest) (map[string]any, error) {
 	for name, local := range c.Local {
 		server := c.Server[name]
 		switch a, b := number(local), number(server); {
-		case name == "b":
-			out[name] = max(fmt.Sprint(local), fmt.Sprint(server))
+		case name == "b": // the one that was made later: it may have replaced the other
+			if out[name] = local; slices.Compare(made(local), made(server)) < 0 {
+				out[name] = server
+			}
 		case name == "words":
 			words := append(elements(fmt.Sprint(local)), elements(fmt.Sprint(server))...)
 			slices.SortFunc(words, func(a, b string) int { return number(a) - number(b) })
@@ -120,6 +122,14 @@ func number(v any) int {
 		return -1
 	}
 	return n
+}
+
+// made orders the names of rows by when they were made up.
+func made(b any) (numbers []int) {
+	for n := range strings.SplitSeq(strings.TrimLeft(fmt.Sprint(b), "b"), ".") {
+		numbers = append(numbers, number(n))
+	}
+	return numbers
 }
 
 // was and is are a column's values before and after an event; "" for none.

@@ -35,6 +35,7 @@ type applier struct {
 	skip    map[string]string  // documents whose statements undid a whole transaction
 	at      *docKey            // the document under way
 	rows    map[string]*rowRef // what is here, by document id
+	changed *[]docKey          // whose entry in rows changed, for who may have to take that back
 	taken   map[int64]bool     // surrogates in use, of those that the page wants
 	tombs   bool               // the table has local tombstones
 	inbox   bool               // the table has received documents that wait
@@ -287,14 +288,16 @@ func (a *applier) look(docs []messages.Document) error {
 		})
 }
 
-// lookAgain reads again what is here of every document that was looked at.
-func (a *applier) lookAgain() error {
-	docs := make([]messages.Document, 0, len(a.rows))
-	for id := range a.rows {
-		docs = append(docs, messages.Document{ID: id})
+// know remembers what is here of a document from now on; nil: nothing.
+func (a *applier) know(id string, r *rowRef) {
+	if r == nil {
+		delete(a.rows, id)
+	} else {
+		a.rows[id] = r
 	}
-	clear(a.rows)
-	return a.look(docs)
+	if a.changed != nil {
+		*a.changed = append(*a.changed, docKey{a.p.t.Name, id})
+	}
 }
 
 // lookParents reads the keys of the parents that a page's documents refer to, in a
@@ -487,7 +490,7 @@ func (a *applier) adopt(d *messages.Document, id string) (outcome, error) {
 	if err := a.tx.exec(`UPDATE `+a.p.name+` SET clientId = ? WHERE clientId = ?`, d.ID, id); err != nil {
 		return 0, err
 	}
-	delete(a.rows, id)
+	a.know(id, nil)
 	out, err := a.overwrite(row, d)
 	if err != nil {
 		return 0, err

@@ -214,7 +214,7 @@ func (s *settler) keepPromise(c *circle, a *applier, k docKey) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if !slices.EqualFunc(key, s.tx.promised[o.ref.cacheKey(k.id)], equal) {
+		if id != k.id || !slices.EqualFunc(key, s.tx.promised[o.ref.cacheKey(k.id)], equal) {
 			moved = append(moved, o.orphan)
 		}
 	}

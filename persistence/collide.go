@@ -40,7 +40,7 @@ func (s *settler) collisions() error {
 				if err := s.tx.remove(m.a.p, m.doc.ID); err != nil {
 					return false, err
 				}
-				delete(m.a.rows, m.doc.ID)
+				m.a.know(m.doc.ID, nil)
 				clear(m.a.taken)
 			}
 			for _, m := range set {

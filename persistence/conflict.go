@@ -85,7 +85,7 @@ func (p *plan) lacks(d *messages.Document, row *localRow) bool {
 
 // putOnTop lets the row go up on top of the version it beat, with a time above both.
 func (a *applier) putOnTop(d *messages.Document) error {
-	a.rows[d.ID] = &rowRef{dirty: true, version: d.UpdateTime}
+	a.know(d.ID, &rowRef{dirty: true, version: d.UpdateTime})
 	if err := a.tx.exec(`UPDATE `+a.p.name+` SET serverId = clientId, serverVersion = ?, updatedBy = ?,
 		updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END, isDirty = 1 WHERE clientId = ?`,
 		d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, d.ID); err != nil {

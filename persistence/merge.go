@@ -39,6 +39,7 @@ func (t *tx) survivor(table, id string) (string, error) {
 func (a *applier) edited(id string) error {
 	if r := a.rows[id]; r != nil {
 		r.dirty = true
+		a.know(id, r)
 	}
 	return a.tx.exec(`UPDATE `+a.p.name+` SET isDirty = 1, updatedBy = ?,
 		updatedOn = max(coalesce(updatedOn, 0) + 1, (SELECT `+now+` FROM tidemark_state)) WHERE clientId = ?`, a.me, id)
@@ -82,7 +83,7 @@ func (s *settler) whole(work func() (bool, error)) (bool, error) {
 	if err := s.tx.exec(`SAVEPOINT tidemark_whole`); err != nil {
 		return false, err
 	}
-	counts := s.out.Counts
+	counts, changed := s.out.Counts, len(s.changed)
 	counts.Tables = maps.Clone(counts.Tables)
 	done, err := work()
 	if err != nil {
@@ -98,11 +99,15 @@ func (s *settler) whole(work func() (bool, error)) (bool, error) {
 	}
 	s.out.Counts = counts
 	clear(s.tx.keys)
-	for _, p := range s.plans {
-		if a := s.appliers[p.t.Name]; a != nil {
-			if err := a.lookAgain(); err != nil {
-				return false, err
-			}
+	again := map[string][]messages.Document{}
+	for _, k := range s.changed[changed:] {
+		delete(s.appliers[k.table].rows, k.id)
+		again[k.table] = append(again[k.table], messages.Document{ID: k.id})
+	}
+	s.changed = s.changed[:changed]
+	for table, docs := range again {
+		if err := s.appliers[table].look(docs); err != nil {
+			return false, err
 		}
 	}
 	return false, nil
@@ -230,7 +235,7 @@ func (s *settler) bringDown(a *applier, id, survivor string) ([]orphan, error) {
 	if err := s.tx.remove(a.p, id); err != nil {
 		return nil, err
 	}
-	delete(a.rows, id)
+	a.know(id, nil)
 	s.unpromise(a.p, id)
 	a.tombs = true
 	var server any
@@ -391,7 +396,7 @@ func (s *settler) mergedElsewhere(a *applier, d *messages.Document) (bool, error
 	if err := s.tx.remove(a.p, d.ID); err != nil {
 		return false, err
 	}
-	delete(a.rows, d.ID)
+	a.know(d.ID, nil)
 	if err := a.tombstone(d); err != nil {
 		return false, err
 	}

@@ -55,6 +55,6 @@ func (a *applier) reclaim(d *messages.Document) (out outcome, done bool, err err
 		updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END WHERE clientId = ?`, d.ID, d.ID, d.UpdateTime, d.CreatedOn, d.UpdatedOn, d.UpdatedOn+1, id); err != nil {
 		return 0, false, err
 	}
-	a.rows[d.ID] = &rowRef{dirty: true, version: d.UpdateTime}
+	a.know(d.ID, &rowRef{dirty: true, version: d.UpdateTime})
 	return applied, true, nil
 }

@@ -177,8 +177,14 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 	if out, err := a.put(query, args); err != nil || out != applied {
 		return out, err
 	}
-	a.rows[d.ID] = &rowRef{version: d.UpdateTime}
-	if n, ok := d.Fields[a.p.surrogate].(int64); ok && a.p.surrogate != "" && !renumbered {
+	a.know(d.ID, &rowRef{version: d.UpdateTime})
+	if a.p.surrogate != "" { // one that SQLite gave may be the next document's own
+		n, given := d.Fields[a.p.surrogate].(int64)
+		if !given || renumbered {
+			if err := a.tx.row(`SELECT `+quote(a.p.surrogate)+` FROM `+a.p.name+` WHERE clientId = ?`, d.ID).Scan(&n); err != nil {
+				return 0, err
+			}
+		}
 		a.taken[n] = true
 	}
 	if err := a.dropBase(d.ID); err != nil {
@@ -292,7 +298,7 @@ func (a *applier) update(d *messages.Document, updatedOn int64) (outcome, error)
 			return 0, err
 		}
 	}
-	a.rows[d.ID] = &rowRef{version: d.UpdateTime, named: true, dirty: dirty == 1}
+	a.know(d.ID, &rowRef{version: d.UpdateTime, named: true, dirty: dirty == 1})
 	if moved {
 		if err := a.edited(d.ID); err != nil {
 			return 0, err

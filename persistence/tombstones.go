@@ -196,7 +196,7 @@ func (s *settler) bury(a *applier, d *messages.Document) error {
 				return a.file(d, dead)
 			}
 		}
-		delete(a.rows, d.ID)
+		a.know(d.ID, nil)
 		if err := a.agreed(d.ID); err != nil {
 			return err
 		}
@@ -308,7 +308,7 @@ func (s *settler) withdrawn(a *applier, d *messages.Document, held bool) (bool, 
 	} else if out != applied {
 		return false, forget() // a trigger of the application keeps the row: it stays revived
 	}
-	delete(a.rows, d.ID)
+	a.know(d.ID, nil)
 	if err := a.agreed(d.ID); err != nil {
 		return false, err
 	}
