@@ -130,6 +130,17 @@ CREATE TABLE memo (id INTEGER PRIMARY KEY, b TEXT, v TEXT, draft INTEGER REFEREN
 		setup: []tidemark.Table{{Name: "rate", Policy: tidemark.ServerWins}, {Name: "draft", Policy: tidemark.ClientWins}},
 	},
 	simFields,
+	{ // rows that refer to each other in a circle, with unique keys
+		name: "heads",
+		ddl: `CREATE TABLE dept (id INTEGER PRIMARY KEY, b TEXT, v TEXT, name TEXT UNIQUE, head INTEGER REFERENCES emp(id) ON DELETE SET NULL);
+CREATE TABLE emp (id INTEGER PRIMARY KEY, b TEXT, v TEXT, name TEXT UNIQUE, dept INTEGER REFERENCES dept(id) ON DELETE CASCADE, boss INTEGER REFERENCES emp(id) ON DELETE SET NULL);
+CREATE TABLE task (id INTEGER PRIMARY KEY, b TEXT, v TEXT, emp INTEGER REFERENCES emp(id) ON DELETE CASCADE);`,
+		tables: []simTable{
+			{name: "dept", key: []string{"id"}, unique: "name", values: []string{"name"}, merges: true, refs: []simRef{{columns: []string{"head"}, parent: "emp"}}},
+			{name: "emp", key: []string{"id"}, unique: "name", values: []string{"name"}, merges: true, refs: []simRef{{columns: []string{"dept"}, parent: "dept"}, {columns: []string{"boss"}, parent: "emp"}}},
+			{name: "task", key: []string{"id"}, merges: true, refs: []simRef{{columns: []string{"emp"}, parent: "emp"}}},
+		},
+	},
 }
 
 func (s *simSchema) table(name string) *simTable {

@@ -73,16 +73,22 @@ func makeSimStory(seed uint64, focus *simFocus) simStory {
 		s.narrow = 1 + server.IntN(4)
 	}
 	s.picky = server.IntN(4) == 0
+	named := func(name string) int {
+		return slices.IndexFunc(simSchemas, func(s simSchema) bool { return s.name == name })
+	}
 	policies := rand.New(rand.NewPCG(seed, 4))
-	if n := policies.IntN(12); n < 2 {
-		s.schema = slices.IndexFunc(simSchemas, func(s simSchema) bool { return s.name == simFields.name })
-	} else if n < 4 && focus == nil {
+	switch n := policies.IntN(12); {
+	case n < 2:
+		s.schema = named(simFields.name)
+	case focus != nil:
+	case n < 4:
 		s.policy = 1 + policies.IntN(len(simPolicies)-1)
+	case n < 5:
+		s.schema = named("heads")
 	}
 	weights := simKindWeights
 	if focus != nil && focus.schemas != nil {
-		name := focus.schemas[seed%uint64(len(focus.schemas))]
-		s.schema = slices.IndexFunc(simSchemas, func(s simSchema) bool { return s.name == name })
+		s.schema = named(focus.schemas[seed%uint64(len(focus.schemas))])
 	}
 	if focus != nil && focus.weights != nil {
 		weights = [simKinds]int{}

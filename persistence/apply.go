@@ -491,7 +491,7 @@ func (a *applier) adopt(d *messages.Document, id string) (outcome, error) {
 		return 0, err
 	}
 	a.know(id, nil)
-	out, err := a.overwrite(row, d)
+	out, err := a.update(d, 0)
 	if err != nil {
 		return 0, err
 	}

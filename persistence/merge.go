@@ -384,7 +384,7 @@ func (s *settler) mergedElsewhere(a *applier, d *messages.Document) (bool, error
 		}
 		return true, a.file(d, applied)
 	}
-	if row.dirty && !a.p.same(row, d) {
+	if row.dirty && (a.p.lacks(d, row) || !a.p.same(row, d)) { // a tombstone may have no fields
 		if err := a.keepConflict(row, d, "server", "changed here after it was merged into document "+survivor+" there"); err != nil {
 			return false, err
 		}
