@@ -80,6 +80,33 @@ func (f *fleet) refusing() *refusing {
 	return r
 }
 
+// A row leaves its parent, which is deleted, and the server refuses the row: there it
+// still refers to the parent, so the parent's tombstone waits. Else the next device would
+// revive it.
+func TestATombstoneWaitsForARefusedRowThatLeftIt(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, notesSchema)
+	server := f.refusing()
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home'), (2, 'work'); INSERT INTO note (id, notebook, title) VALUES (10, 1, 'good')`)
+	rounds(2, a, b)
+	server.refuse = func(d messages.Document) bool { return d.Fields["title"] == "bad" }
+	a.exec(`BEGIN; UPDATE note SET notebook = 2, title = 'bad'; DELETE FROM notebook WHERE id = 1; COMMIT`)
+	for _, d := range []*device{a, b, a} {
+		d.sync()
+	}
+	if n := b.value(`SELECT count(*) FROM notebook`) + b.value(`SELECT count(*) FROM notebook WHERE isDirty`); n != "20" {
+		t.Errorf("the other device has %s notebooks and changed ones, want 2 and 0", n)
+	}
+	server.refuse = func(messages.Document) bool { return false }
+	a.replay(tidemark.DeadLetterFilter{}, false)
+	rounds(2, a, b)
+	same(t, a, b)
+	if n := b.value(`SELECT count(*) FROM notebook`); n != "1" {
+		t.Errorf("%s notebooks are left, want 1", n)
+	}
+}
+
 // A row that the server refused is tried again when it is replayed, without an edit, and
 // its letter goes when the server has acknowledged it. Its child waits for it.
 func TestARefusedRowIsReplayed(t *testing.T) {

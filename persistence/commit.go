@@ -232,8 +232,8 @@ func (l *Local) SetAside(ctx context.Context, w messages.Write, class, reason st
 }
 
 // Closed drops from some writes those whose parent is neither acknowledged nor
-// among them, and holds them in the cursor: what is left of a commit that was
-// split.
+// among them, and tombstones of what a row still refers to on the server, and holds
+// them in the cursor: what is left of a commit that was split.
 func (l *Local) Closed(ctx context.Context, cur *messages.Cursor, writes []messages.Write) ([]messages.Write, error) {
 	plans, err := l.allPlans(ctx)
 	if err != nil {
@@ -254,8 +254,16 @@ func (l *Local) Closed(ctx context.Context, cur *messages.Cursor, writes []messa
 			var failed error
 			out = slices.DeleteFunc(out, func(w messages.Write) bool {
 				p := byTable[w.Document.Table]
-				if p == nil || w.Document.Deleted || failed != nil {
+				if p == nil || failed != nil {
 					return false
+				}
+				if w.Document.Deleted {
+					var waits bool
+					if waits, failed = tx.referredTo(w.Document, byTable, in); waits {
+						cur.Hold(w.Document.Table, w.Document.ID)
+						cur.Counts.Table(w.Document.Table, messages.TableCounts{Waiting: 1})
+					}
+					return waits
 				}
 				for i := range p.refs {
 					id, ok := w.Document.Fields[p.refs[i].field].(string)
@@ -283,6 +291,43 @@ func (l *Local) Closed(ctx context.Context, cur *messages.Cursor, writes []messa
 		return nil, fmt.Errorf("split a commit: %w", err)
 	}
 	return out, nil
+}
+
+// referredTo reports whether a row that left the one with this tombstone has not gone up
+// and is not among the writes. Deleted rows that refer to each other need not share a
+// commit.
+func (t *tx) referredTo(d messages.Document, byTable map[string]*plan, in map[messages.DocumentKey]bool) (bool, error) {
+	left, err := t.leavers(messages.DocumentKey{Table: d.Table, ID: d.ID})
+	if err != nil {
+		return false, err
+	}
+	for _, c := range left {
+		p := byTable[c.Table]
+		if p == nil || in[c] {
+			continue
+		}
+		if dirty, err := t.dirty(p, c.ID); err != nil || dirty {
+			return dirty, err
+		}
+	}
+	return false, nil
+}
+
+// leavers are the rows that referred to a row when we last agreed with the server, and
+// have not gone up since.
+func (t *tx) leavers(k messages.DocumentKey) (left []messages.DocumentKey, err error) {
+	err = t.each(`SELECT tableName, clientId FROM tidemark_left WHERE parentTable = ? AND parentId = ?`, []any{k.Table, k.ID}, func(scan func(...any) error) error {
+		var c messages.DocumentKey
+		err := scan(&c.Table, &c.ID)
+		left = append(left, c)
+		return err
+	})
+	return left, err
+}
+
+func (t *tx) dirty(p *plan, id string) (dirty bool, err error) {
+	err = t.row(`SELECT EXISTS (SELECT 1 FROM `+p.name+` WHERE isDirty = 1 AND clientId = ?)`, id).Scan(&dirty)
+	return dirty, err
 }
 
 // Moved settles a commit whose precondition did not hold against the documents as

@@ -362,14 +362,8 @@ func (g *gatherer) bury(w messages.Write, depth int) (bool, error) {
 		return false, nil
 	}
 	g.visiting[k] = depth
-	var children []messages.DocumentKey
-	if err := g.tx.each(`SELECT tableName, clientId FROM tidemark_left WHERE parentTable = ? AND parentId = ?`, []any{k.Table, k.ID},
-		func(scan func(...any) error) error {
-			var c messages.DocumentKey
-			err := scan(&c.Table, &c.ID)
-			children = append(children, c)
-			return err
-		}); err != nil {
+	children, err := g.tx.leavers(k)
+	if err != nil {
 		return false, err
 	}
 	for _, c := range children {
@@ -399,7 +393,6 @@ func (g *gatherer) gone(c messages.DocumentKey, depth int) (bool, error) {
 	} else if ok {
 		return g.bury(child, depth+1)
 	}
-	var dirty int
-	err = g.tx.row(`SELECT count(*) FROM `+p.name+` WHERE isDirty = 1 AND clientId = ?`, c.ID).Scan(&dirty)
-	return dirty == 0, err
+	dirty, err := g.tx.dirty(p, c.ID)
+	return !dirty, err
 }
