@@ -239,9 +239,6 @@ var simVariants = []simVariant{
 	{from: 13, name: "a cut of two moments is settled as if it were one", focus: &simFocus{schemas: []string{"lists", "circles", "triggers"}, faults: []string{"the process dies before", "the process dies after", "cancelled after"}, weights: map[simKind]int{simEdit: 35, simSync: 40, simNew: 8, simWait: 17}}, opened: statements(
 		`CREATE TRIGGER IF NOT EXISTS tidemark_variant_cut AFTER UPDATE OF cutBroken, firstAt ON tidemark_state WHEN NEW.cutBroken = 1 BEGIN UPDATE tidemark_state SET cutBroken = 0, firstAt = checkedAt; END`,
 	)},
-	{from: 12, name: "a parent's tombstone does not wait for the rows that left it", focus: &simFocus{schemas: []string{"lists", "circles", "policies"}, faults: overtaken, weights: map[simKind]int{simEdit: 50, simSync: 50}}, opened: statements(
-		`CREATE TRIGGER IF NOT EXISTS tidemark_variant_left AFTER INSERT ON tidemark_left BEGIN DELETE FROM tidemark_left; END`,
-	)},
 	{from: 9, name: "a delete loses against any edit", remote: altered(func(_ *simWorld, _ *simDevice, a *simAltered) {
 		a.document = func(d *messages.Document) bool { return !d.Deleted || d.Survivor != "" }
 	})},
