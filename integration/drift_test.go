@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	tidemark "github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 // A device whose table has no column x edits the row that a newer one edits, column x
@@ -52,5 +53,76 @@ func TestAConflictWithADeviceThatLacksAColumn(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// The application's answer holds for a column that the document does not have, too, and
+// it is shown the local value there.
+func TestTheApplicationDecidesAColumnThatADocumentLacks(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "")
+	var seen any
+	resolve := func(c tidemark.Contest) (map[string]any, error) {
+		seen = c.Server["x"]
+		return map[string]any{"v": "both", "x": "first"}, nil
+	}
+	old := f.on(filepath.Join(f.dir, "old.db"), openDB(t, filepath.Join(f.dir, "old.db")))
+	old.exec(`CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT)`)
+	a := f.on(filepath.Join(f.dir, "a.db"), openDB(t, filepath.Join(f.dir, "a.db")), tidemark.WithResolver("item", resolve))
+	a.exec(`CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT, x TEXT DEFAULT 'first')`)
+	for d, p := range map[*device]tidemark.Policy{old: tidemark.LastWriterWins, a: tidemark.ByApplication} {
+		if _, err := tidemark.Attach(t.Context(), d.db, tidemark.Table{Name: "item", Policy: p}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old.exec(`INSERT INTO item (v) VALUES ('first')`)
+	rounds(1, old, a)
+	a.exec(`UPDATE item SET v = 'mine', x = 'mine'`)
+	old.exec(`UPDATE item SET v = 'theirs'`)
+	rounds(2, old, a)
+	if x := a.value(`SELECT x FROM item`); x != `"first"` {
+		t.Errorf("x is %s, and the application said first", x)
+	}
+	if seen != "mine" {
+		t.Errorf("the application saw %v", seen)
+	}
+}
+
+// A column that was not changed here is not one that was changed on both sides after a
+// conflict with a document that lacks it.
+func TestTheBaseOfAColumnThatADocumentLacksStays(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "")
+	server := f.refusing()
+	open := func(name, column string, p tidemark.Policy) *device {
+		path := filepath.Join(f.dir, name+".db")
+		db := openDB(t, path)
+		if _, err := db.DB.Exec(`CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT, w TEXT` + column + `)`); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tidemark.Attach(t.Context(), db, tidemark.Table{Name: "item", Policy: p}); err != nil {
+			t.Fatal(err)
+		}
+		return f.on(path, db)
+	}
+	old, a, b := open("old", "", tidemark.LastWriterWins), open("a", ", x TEXT", tidemark.MergeByField), open("b", ", x TEXT", tidemark.MergeByField)
+	old.exec(`INSERT INTO item (v, w) VALUES ('first', 'w')`)
+	rounds(2, old, a, b)
+	old.exec(`UPDATE item SET v = 'theirs'`)
+	a.exec(`UPDATE item SET v = 'mine'`)
+	rounds(1, old)
+	server.refuse = func(d messages.Document) bool { return d.Fields["v"] == "mine" }
+	a.sync()
+	b.exec(`UPDATE item SET x = 'b'`)
+	b.sync()
+	a.exec(`UPDATE item SET v = 'mine2'`)
+	server.refuse = func(messages.Document) bool { return false }
+	rounds(2, a, b)
+	same(t, a, b)
+	if x := a.value(`SELECT x FROM item`); x != `"b"` {
+		t.Errorf("of the edit that nobody else made, %s is left", x)
+	}
+	if v := a.value(`SELECT v FROM item`); v != `"mine2"` {
+		t.Errorf("v is %s", v)
 	}
 }

@@ -107,6 +107,32 @@ func TestATombstoneWaitsForARefusedRowThatLeftIt(t *testing.T) {
 	}
 }
 
+// On the server a folder whose tombstone waits still refers to the one above, so that one's
+// tombstone waits, too.
+func TestATombstoneWaitsForOneThatWaits(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE folder (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES folder (id), title TEXT);`)
+	server := f.refusing()
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO folder (id, parent, title) VALUES (1, NULL, 'top'), (2, 1, 'middle'), (3, 2, 'good'), (4, NULL, 'other')`)
+	rounds(2, a, b)
+	server.refuse = func(d messages.Document) bool { return d.Fields["title"] == "bad" }
+	a.exec(`BEGIN; UPDATE folder SET parent = 4, title = 'bad' WHERE id = 3; DELETE FROM folder WHERE id = 2; DELETE FROM folder WHERE id = 1; COMMIT`)
+	for _, d := range []*device{a, b, a} {
+		d.sync()
+	}
+	if n := b.value(`SELECT count(*) FROM folder`) + b.value(`SELECT count(*) FROM folder WHERE isDirty`); n != "40" {
+		t.Errorf("the other device has %s folders and changed ones, want 4 and 0", n)
+	}
+	server.refuse = func(messages.Document) bool { return false }
+	a.replay(tidemark.DeadLetterFilter{}, false)
+	rounds(2, a, b)
+	same(t, a, b)
+	if n := b.value(`SELECT count(*) FROM folder`); n != "2" {
+		t.Errorf("%s folders are left, want 2", n)
+	}
+}
+
 // A row that the server refused is tried again when it is replayed, without an edit, and
 // its letter goes when the server has acknowledged it. Its child waits for it.
 func TestARefusedRowIsReplayed(t *testing.T) {

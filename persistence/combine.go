@@ -100,11 +100,6 @@ func (a *applier) combine(row *localRow, d *messages.Document) (outcome, error) 
 		return a.oneWins(row, d, "changed on both sides; ")
 	}
 	theirs := slices.Clone(row.values)
-	for i := range theirs { // of a column that the document does not have
-		if v, known := base[a.p.cols[i].Name]; known && !a.p.cols[i].surrogate {
-			theirs[i] = v
-		}
-	}
 	for i, c := range cols {
 		if !a.p.cols[c].surrogate {
 			theirs[c] = vals[i]
@@ -139,7 +134,7 @@ func (a *applier) combine(row *localRow, d *messages.Document) (outcome, error) 
 		out, err = a.overwrite(row, d)
 	case slices.EqualFunc(result, row.values, equal):
 		winner = "local"
-		err = a.putOnTop(d)
+		err = a.stayOnTop(d) // the base stays for what the document lacks
 	default:
 		out, err = a.update(merged, max(row.updatedOn, d.UpdatedOn)+1)
 	}

@@ -259,7 +259,7 @@ func (l *Local) Closed(ctx context.Context, cur *messages.Cursor, writes []messa
 				}
 				if w.Document.Deleted {
 					var waits bool
-					if waits, failed = tx.referredTo(w.Document, byTable, in); waits {
+					if waits, failed = tx.referredTo(w.Document, byTable, cur, in); waits {
 						cur.Hold(w.Document.Table, w.Document.ID)
 						cur.Counts.Table(w.Document.Table, messages.TableCounts{Waiting: 1})
 					}
@@ -295,8 +295,8 @@ func (l *Local) Closed(ctx context.Context, cur *messages.Cursor, writes []messa
 
 // referredTo reports whether a row that left the one with this tombstone has not gone up
 // and is not among the writes. Deleted rows that refer to each other need not share a
-// commit.
-func (t *tx) referredTo(d messages.Document, byTable map[string]*plan, in map[messages.DocumentKey]bool) (bool, error) {
+// commit, but one that is held stays there, and refers to it.
+func (t *tx) referredTo(d messages.Document, byTable map[string]*plan, cur *messages.Cursor, in map[messages.DocumentKey]bool) (bool, error) {
 	left, err := t.leavers(messages.DocumentKey{Table: d.Table, ID: d.ID})
 	if err != nil {
 		return false, err
@@ -306,8 +306,8 @@ func (t *tx) referredTo(d messages.Document, byTable map[string]*plan, in map[me
 		if p == nil || in[c] {
 			continue
 		}
-		if dirty, err := t.dirty(p, c.ID); err != nil || dirty {
-			return dirty, err
+		if dirty, err := t.dirty(p, c.ID); err != nil || dirty || cur.Held[c] {
+			return true, err
 		}
 	}
 	return false, nil

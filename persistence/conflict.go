@@ -83,15 +83,20 @@ func (p *plan) lacks(d *messages.Document, row *localRow) bool {
 	return false
 }
 
-// putOnTop lets the row go up on top of the version it beat, with a time above both.
+// putOnTop lets the row go up on top of the version it beat as a whole.
 func (a *applier) putOnTop(d *messages.Document) error {
-	a.know(d.ID, &rowRef{dirty: true, version: d.UpdateTime})
-	if err := a.tx.exec(`UPDATE `+a.p.name+` SET serverId = clientId, serverVersion = ?, updatedBy = ?,
-		updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END, isDirty = 1 WHERE clientId = ?`,
-		d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, d.ID); err != nil {
+	if err := a.stayOnTop(d); err != nil {
 		return err
 	}
 	return a.dropBase(d.ID)
+}
+
+// stayOnTop lets the row go up on top of a version, with a time above both.
+func (a *applier) stayOnTop(d *messages.Document) error {
+	a.know(d.ID, &rowRef{dirty: true, version: d.UpdateTime})
+	return a.tx.exec(`UPDATE `+a.p.name+` SET serverId = clientId, serverVersion = ?, updatedBy = ?,
+		updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END, isDirty = 1 WHERE clientId = ?`,
+		d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, d.ID)
 }
 
 // overrule puts our edit on top of a document that does not fit here; the document
