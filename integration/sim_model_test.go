@@ -466,7 +466,12 @@ func (m *simModel) livesRightly(b string, h *simHistory, final map[string]simRow
 			return true
 		}
 	}
-	return h.table.merges && m.merged(final) || m.gotChild(b, del, map[string]bool{})
+	if h.table.merges && m.merged(final) {
+		return true
+	}
+	// The last delete may be beside a revival: that of another delete, for a child which
+	// that one did not know of.
+	return slices.ContainsFunc(h.events, func(e simEvent) bool { return e.deleted && !e.lost && m.gotChild(b, &e, map[string]bool{}) })
 }
 
 // merged: some row gave way to another one with its unique key. That is an edit of
