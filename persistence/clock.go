@@ -51,11 +51,11 @@ func (t *tx) setClock(plans []*plan, server int64, c messages.ClockReading) erro
 	switch {
 	case shift >= -wrongBy.Milliseconds() && shift <= wrongBy.Milliseconds():
 		return nil
-	case checkedOn == 0: // it was as wrong all the time, as far as we know
+	case checkedOn == 0 && shift < 0: // it was as wrong all the time, as far as we know
 		wrong, bound = `updatedOn > ?`, 0
 	case shift < 0: // it has jumped ahead: what is stamped in the future was stamped since
 		wrong, bound = `updatedOn > ?`, server
-	default: // it has fallen back: what was stamped since is not above what it says now
+	default: // it has fallen back, or is behind: what it stamped is not above what it says now
 		wrong, bound = `updatedOn <= ?`, c.Answered+was
 	}
 	tables := []string{"tidemark_tombstones"}

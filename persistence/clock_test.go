@@ -137,3 +137,35 @@ func TestASlowNetworkLeavesTheOffset(t *testing.T) {
 		t.Errorf("a clock that is 25 s behind has the offset %d ms", got)
 	}
 }
+
+// What was stamped before the clock fell back keeps its time, though nobody had told the
+// time yet: else a copy of the file that is synced later would seem to have edited it
+// later.
+func TestAStampFromBeforeTheClockFellBackStays(t *testing.T) {
+	db := openTestDB(t, t.TempDir()+"/x.db")
+	if _, err := db.Exec(`CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT)`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Attach(t.Context(), db, AttachOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Open(t.Context(), db, DeviceInfo{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const hour = 3_600_000
+	if _, err := db.Exec(`INSERT INTO note (v) VALUES ('a'); UPDATE note SET updatedOn = updatedOn + ?`, hour/2); err != nil {
+		t.Fatal(err)
+	}
+	var before, after int64
+	if err := db.DB.QueryRowContext(t.Context(), `SELECT updatedOn FROM note`).Scan(&before); err != nil {
+		t.Fatal(err)
+	}
+	check(t, l, hour, 10)
+	if err := db.DB.QueryRowContext(t.Context(), `SELECT updatedOn FROM note`).Scan(&after); err != nil {
+		t.Fatal(err)
+	}
+	if after != before {
+		t.Errorf("a stamp moved by %d ms", after-before)
+	}
+}
