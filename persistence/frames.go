@@ -7,9 +7,9 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// A frame is decompressed by itself, and as a whole in memory. Smaller ones compress
-// worse.
-const frameSize = 1 << 20
+// A frame is decompressed by itself, and as a whole in memory. Ones of 1 MiB would make a
+// snapshot of Chinook 3 % smaller, and take 5 MiB more.
+const frameSize = 256 << 10
 
 // frames writes a zstd stream whose frames are compressed side by side: zstd's own
 // stream makes use of one core and a half. It must be closed, also after an error.
