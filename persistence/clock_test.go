@@ -4,10 +4,29 @@ import (
 	"testing"
 	"time"
 
+	"github.com/uptrace/bun"
+
 	"github.com/tidemark-sync/tidemark/messages"
 )
 
 const year = int64(365 * 24 * 3600 * 1000)
+
+// noteDevice is a device that has never synced.
+func noteDevice(t *testing.T) (*bun.DB, *Local) {
+	t.Helper()
+	db := openTestDB(t, t.TempDir()+"/x.db")
+	if _, err := db.Exec(`CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT)`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Attach(t.Context(), db, AttachOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Open(t.Context(), db, DeviceInfo{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db, l
+}
 
 // check is what a check devices stage records: the server's clock is off by offset ms
 // from ours, as far as the network's delay lets us tell.
@@ -83,17 +102,7 @@ func TestStampsOfAWrongClockAreCorrected(t *testing.T) {
 
 // An answer that comes a second time says nothing about now.
 func TestARepeatedAnswerLeavesTheOffset(t *testing.T) {
-	db := openTestDB(t, t.TempDir()+"/x.db")
-	if _, err := db.Exec(`CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT)`); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Attach(t.Context(), db, AttachOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	l, err := Open(t.Context(), db, DeviceInfo{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, l := noteDevice(t)
 	server := check(t, l, 0, 10)
 	later := messages.ClockReading{Asked: server + 3_600_000, Answered: server + 3_600_100} // an hour has passed here
 	if err := l.Checked(t.Context(), server*1000, later, nil, nil, []string{"note"}, messages.Step{}); err != nil {
@@ -110,17 +119,7 @@ func TestARepeatedAnswerLeavesTheOffset(t *testing.T) {
 
 // The network's delay alone is no reason to think the clock wrong.
 func TestASlowNetworkLeavesTheOffset(t *testing.T) {
-	db := openTestDB(t, t.TempDir()+"/x.db")
-	if _, err := db.Exec(`CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT)`); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Attach(t.Context(), db, AttachOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	l, err := Open(t.Context(), db, DeviceInfo{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, l := noteDevice(t)
 	offset := func() (ms int64) {
 		h, err := l.Health(t.Context())
 		if err != nil {
@@ -142,17 +141,7 @@ func TestASlowNetworkLeavesTheOffset(t *testing.T) {
 // time yet: else a copy of the file that is synced later would seem to have edited it
 // later.
 func TestAStampFromBeforeTheClockFellBackStays(t *testing.T) {
-	db := openTestDB(t, t.TempDir()+"/x.db")
-	if _, err := db.Exec(`CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT)`); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Attach(t.Context(), db, AttachOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	l, err := Open(t.Context(), db, DeviceInfo{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	db, l := noteDevice(t)
 	const hour = 3_600_000
 	if _, err := db.Exec(`INSERT INTO note (v) VALUES ('a'); UPDATE note SET updatedOn = updatedOn + ?`, hour/2); err != nil {
 		t.Fatal(err)
