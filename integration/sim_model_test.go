@@ -338,7 +338,7 @@ func (m *simModel) check(final map[string]simRow) {
 func (m *simModel) checkRow(b string, h *simHistory, f *simFamily, final map[string]simRow) {
 	row, present := final[b]
 	if h.table.combine != "" {
-		if m.checkColumns(b, h, f, row, present) && present && !m.livesRightly(b, h, final) {
+		if m.checkColumns(b, h, f, row, present) && present && !m.livesRightly(b, final, map[string]bool{}) {
 			m.problem("back", "row %s of %s was deleted and has come back: %s", b, h.table.name, h.trace())
 		}
 		return
@@ -383,7 +383,7 @@ func (m *simModel) checkRow(b string, h *simHistory, f *simFamily, final map[str
 		m.problem("lost", "row %s of %s: the edit to %s by %s is neither there nor kept as a loser; there is %q: %s", b, h.table.name, e.value, e.device.name, row.value, h.trace())
 		return
 	}
-	if present && !h.table.policy && !m.livesRightly(b, h, final) {
+	if present && !h.table.policy && !m.livesRightly(b, final, map[string]bool{}) {
 		m.problem("back", "row %s of %s was deleted and has come back: %s", b, h.table.name, h.trace())
 		return
 	}
@@ -436,12 +436,18 @@ func (m *simModel) checkExtra(b string, h *simHistory, row simRow, last time.Tim
 
 // replaced: the row's document may be another row's by now, by INSERT OR REPLACE.
 func (m *simModel) replaced(h *simHistory) bool {
-	return len(h.from) > 0 || slices.ContainsFunc(h.events, func(e simEvent) bool { return e.deleted })
+	return len(h.from) > 0 || h.deleted()
+}
+
+func (h *simHistory) deleted() bool {
+	return slices.ContainsFunc(h.events, func(e simEvent) bool { return e.deleted })
 }
 
 // livesRightly: nothing deleted comes back unless it was edited, or given a child,
 // after or beside the delete. What a delete did not know of was beside it.
-func (m *simModel) livesRightly(b string, h *simHistory, final map[string]simRow) bool {
+func (m *simModel) livesRightly(b string, final map[string]simRow, asked map[string]bool) bool {
+	h := m.rows[b]
+	asked[b] = true
 	var del *simEvent
 	for i := range h.events {
 		e := &h.events[i]
@@ -468,6 +474,12 @@ func (m *simModel) livesRightly(b string, h *simHistory, final map[string]simRow
 	}
 	if h.table.merges && m.merged(final) {
 		return true
+	}
+	// A child that was deleted with it and lives on rightly holds it.
+	for c, row := range final {
+		if !asked[c] && m.rows[c] != nil && slices.Contains(row.parents, b) && m.rows[c].deleted() && m.livesRightly(c, final, asked) {
+			return true
+		}
 	}
 	// The last delete may be beside a revival: that of another delete, for a child which
 	// that one did not know of.
@@ -524,6 +536,9 @@ func (m *simModel) gotChild(b string, del *simEvent, asked map[string]bool) bool
 	for c, h := range m.rows {
 		if c == b {
 			continue
+		}
+		if slices.Contains(h.from, b) && m.gotChild(c, del, asked) { // and of the row that took over its own
+			return true
 		}
 		known, had := del.before[c]
 		for i := range h.events {
