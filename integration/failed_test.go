@@ -107,29 +107,106 @@ func TestATombstoneWaitsForARefusedRowThatLeftIt(t *testing.T) {
 	}
 }
 
-// On the server a folder whose tombstone waits still refers to the one above, so that one's
-// tombstone waits, too.
-func TestATombstoneWaitsForOneThatWaits(t *testing.T) {
+// What the server does not take – a row that left its parent, or a tombstone – still
+// refers to its parent there. So the parent's tombstone waits, the one above it too, and no
+// device revives what was deleted.
+func TestATombstoneWaitsForWhatWasRefused(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, `CREATE TABLE folder (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES folder (id), title TEXT);`)
-	server := f.refusing()
+	const (
+		tables = `CREATE TABLE a (id INTEGER PRIMARY KEY, title TEXT); CREATE TABLE b (id INTEGER PRIMARY KEY, a INTEGER REFERENCES a (id), title TEXT);
+			CREATE TABLE c (id INTEGER PRIMARY KEY, b INTEGER REFERENCES b (id), title TEXT, word TEXT UNIQUE);`
+		first = `INSERT INTO a (id, title) VALUES (1, 'one'), (2, 'two'); INSERT INTO b (id, a, title) VALUES (1, 1, 'x'), (2, 2, 'y');
+			INSERT INTO c (id, b, title, word) VALUES (3, 1, 'good', 'three'), (4, 2, 'good', 'four')`
+		count   = `SELECT (SELECT count(*) FROM a) || (SELECT count(*) FROM b) || (SELECT count(*) FROM c)`
+		revived = `SELECT count(*) FROM (SELECT isDirty, createdOn, updatedOn FROM a UNION ALL SELECT isDirty, createdOn, updatedOn FROM b) WHERE isDirty OR updatedOn > createdOn`
+	)
+	bad := func(d messages.Document) bool { return d.Fields["title"] == "bad" }
+	deleted := func(d messages.Document) bool { return d.Table == "c" && d.Deleted }
+	for name, c := range map[string]struct {
+		schema, first, then string
+		refuse              func(messages.Document) bool
+		revived, count      string
+		before, end         string
+	}{
+		"a row left, in one table": {`CREATE TABLE folder (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES folder (id), title TEXT);`,
+			`INSERT INTO folder (id, parent, title) VALUES (1, NULL, 'top'), (2, 1, 'middle'), (3, 2, 'good'), (4, NULL, 'other')`,
+			`UPDATE folder SET parent = 4, title = 'bad' WHERE id = 3; DELETE FROM folder WHERE id = 2; DELETE FROM folder WHERE id = 1`,
+			bad, `SELECT count(*) FROM folder WHERE isDirty OR updatedOn > createdOn`, `SELECT count(*) FROM folder`, "4", "2"},
+		"a row left":            {tables, first, `UPDATE c SET b = 2, title = 'bad' WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, bad, revived, count, "'222'", "'112'"},
+		"a row deleted":         {tables, first, `DELETE FROM c WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, "'222'", "'111'"},
+		"left, then deleted":    {tables, first, `UPDATE c SET b = 2 WHERE id = 3; DELETE FROM c WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, "'222'", "'111'"},
+		"a row replaced":        {tables, first, `REPLACE INTO c (id, b, title, word) VALUES (4, 2, 'new', 'three'); DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, "'221'", "'111'"},
+		"replaced by an update": {tables, first, `UPDATE OR REPLACE c SET word = 'three' WHERE id = 4; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, "'221'", "'111'"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t, c.schema)
+			server := f.refusing()
+			a, b := f.device("a"), f.device("b")
+			a.exec(c.first)
+			rounds(2, a, b)
+			server.refuse = c.refuse
+			a.exec(`BEGIN; ` + c.then + `; COMMIT`)
+			for _, d := range []*device{a, b, a} {
+				d.sync()
+			}
+			if n := b.value(c.count); n != c.before { // a row that was replaced was merged there
+				t.Errorf("the other device has %s rows, want %s", n, c.before)
+			}
+			if n := b.value(c.revived); n != "0" {
+				t.Errorf("the other device revived %s rows", n)
+			}
+			server.refuse = func(messages.Document) bool { return false }
+			a.replay(tidemark.DeadLetterFilter{}, false)
+			rounds(2, a, b)
+			same(t, a, b)
+			if n := b.value(c.count); n != c.end {
+				t.Errorf("%s rows are left, want %s", n, c.end)
+			}
+		})
+	}
+}
+
+// A row leaves its parent, which is deleted, while another edit of the row is on its way.
+// The acknowledgement of that one does not let the parent's tombstone go.
+func TestATombstoneWaitsForAnEditMadeMeanwhile(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, notesSchema)
 	a, b := f.device("a"), f.device("b")
-	a.exec(`INSERT INTO folder (id, parent, title) VALUES (1, NULL, 'top'), (2, 1, 'middle'), (3, 2, 'good'), (4, NULL, 'other')`)
+	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home'), (2, 'work'); INSERT INTO note (id, notebook, title) VALUES (10, 1, 'good')`)
 	rounds(2, a, b)
-	server.refuse = func(d messages.Document) bool { return d.Fields["title"] == "bad" }
-	a.exec(`BEGIN; UPDATE folder SET parent = 4, title = 'bad' WHERE id = 3; DELETE FROM folder WHERE id = 2; DELETE FROM folder WHERE id = 1; COMMIT`)
-	for _, d := range []*device{a, b, a} {
+	meanwhile := func() {
+		a.exec(`BEGIN; UPDATE note SET notebook = 2, title = 'bad'; DELETE FROM notebook WHERE id = 1; COMMIT`)
+	}
+	refuse := true
+	remote := f.server.Remote()
+	remote.Fault = func(c memory.Call) memory.Fault {
+		if c.Op != memory.OpCommit || len(c.Commit.Writes) == 0 {
+			return memory.Fault{}
+		}
+		for _, w := range c.Commit.Writes {
+			if refuse && w.Document.Fields["title"] == "bad" {
+				return memory.Fault{Before: fmt.Errorf("the rules say no: %w", messages.ErrRejected)}
+			}
+		}
+		then := meanwhile
+		meanwhile = nil
+		return memory.Fault{Then: then}
+	}
+	a = f.with(remote).on(a.path, a.db)
+	a.exec(`UPDATE note SET title = 'better'`)
+	for _, d := range []*device{a, b, a, b} {
 		d.sync()
 	}
-	if n := b.value(`SELECT count(*) FROM folder`) + b.value(`SELECT count(*) FROM folder WHERE isDirty`); n != "40" {
-		t.Errorf("the other device has %s folders and changed ones, want 4 and 0", n)
+	if got := b.value(`SELECT count(*) FROM notebook`) + b.value(`SELECT title || notebook || isDirty FROM note`) + b.value(`SELECT count(*) FROM notebook WHERE isDirty OR updatedOn > createdOn`); got != `2"better10"0` {
+		t.Errorf("the other device has %s", got)
 	}
-	server.refuse = func(messages.Document) bool { return false }
+	refuse = false
 	a.replay(tidemark.DeadLetterFilter{}, false)
 	rounds(2, a, b)
 	same(t, a, b)
-	if n := b.value(`SELECT count(*) FROM folder`); n != "2" {
-		t.Errorf("%s folders are left, want 2", n)
+	if n := b.value(`SELECT count(*) FROM notebook`); n != "1" {
+		t.Errorf("%s notebooks are left, want 1", n)
 	}
 }
 

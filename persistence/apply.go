@@ -523,6 +523,9 @@ func (p *plan) same(r *localRow, d *messages.Document) bool {
 // bring the row back.
 func (a *applier) tombstone(d *messages.Document) error {
 	a.tombs = true
+	if err := a.tx.forgetLeft(a.p, d.ID); err != nil {
+		return err
+	}
 	return a.tx.exec(`INSERT INTO tidemark_tombstones (tableName, clientId, createdOn, updatedOn, updatedBy, serverId, isDirty, serverVersion, survivor)
 		VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?) ON CONFLICT (tableName, clientId) DO UPDATE SET updatedOn = max(updatedOn, excluded.updatedOn),
 		updatedBy = excluded.updatedBy, serverId = excluded.serverId, isDirty = 0, serverVersion = excluded.serverVersion,

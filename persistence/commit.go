@@ -194,18 +194,18 @@ func (t *tx) acknowledge(p *plan, e journalEntry, me string, updateTime int64) e
 					return err
 				}
 			}
-			if len(p.refs) == 0 {
-				return nil
+			if len(p.refs) > 0 { // an edit made meanwhile may have left the parent that was sent
+				if dirty, err := t.dirty(p, e.ID); err != nil || dirty {
+					return err
+				}
 			}
-			return t.exec(`DELETE FROM tidemark_left WHERE tableName = ? AND clientId = ?`, e.Table, e.ID)
+			return t.forgetLeft(p, e.ID)
 		}
 		// Deleted meanwhile: its tombstone goes on top of this version.
 		return t.exec(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ? WHERE tableName = ? AND clientId = ?`, updateTime, e.Table, e.ID)
 	}
-	if len(p.refs) > 0 {
-		if err := t.exec(`DELETE FROM tidemark_left WHERE tableName = ? AND clientId = ?`, e.Table, e.ID); err != nil {
-			return err
-		}
+	if err := t.forgetLeft(p, e.ID); err != nil {
+		return err
 	}
 	n, err := t.run(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ?, isDirty = CASE WHEN updatedOn = ? THEN 0 ELSE 1 END,
 		localKey = '', updatedBy = ? WHERE tableName = ? AND clientId = ?`, updateTime, e.UpdatedOn, me, e.Table, e.ID)
@@ -323,6 +323,14 @@ func (t *tx) leavers(k messages.DocumentKey) (left []messages.DocumentKey, err e
 		return err
 	})
 	return left, err
+}
+
+// forgetLeft: the server knows a row's parents as they are here, or the row is gone.
+func (t *tx) forgetLeft(p *plan, id string) error {
+	if len(p.refs) == 0 {
+		return nil
+	}
+	return t.exec(`DELETE FROM tidemark_left WHERE tableName = ? AND clientId = ?`, p.t.Name, id)
 }
 
 func (t *tx) dirty(p *plan, id string) (dirty bool, err error) {

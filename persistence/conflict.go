@@ -173,6 +173,9 @@ func (a *applier) againstTombstone(d *messages.Document) (out outcome, done bool
 }
 
 func (a *applier) dropTombstone(id string) error {
+	if err := a.tx.forgetLeft(a.p, id); err != nil {
+		return err
+	}
 	return a.tx.exec(`DELETE FROM tidemark_tombstones WHERE tableName = ? AND clientId = ?`, a.p.t.Name, id)
 }
 

@@ -312,10 +312,10 @@ func (a *applier) agreed(id string) error {
 	if err := a.dropBase(id); err != nil {
 		return err
 	}
-	if len(a.p.refs) == 0 || a.fresh {
+	if a.fresh {
 		return nil
 	}
-	return a.tx.exec(`DELETE FROM tidemark_left WHERE tableName = ? AND clientId = ?`, a.p.t.Name, id)
+	return a.tx.forgetLeft(a.p, id)
 }
 
 // fill sets columns that this table has newly learnt, on a row whose version we

@@ -43,7 +43,6 @@ type Table struct {
 	every   []string          // the names of all columns, generated ones too
 	primary []keyTerm         // the primary key's columns; nil when it is the rowid
 	keys    [][]string        // columns of this table that foreign keys refer to
-	circle  []string          // folded names of the tables that it refers to in a circle, itself included
 }
 
 // Column is one data column.
@@ -434,12 +433,6 @@ func (s *Schema) arrange() {
 		}
 		slices.SortFunc(members, func(a, b *Table) int { return strings.Compare(a.Name, b.Name) })
 		s.Components = append(s.Components, members)
-		for _, m := range members {
-			m.circle = nil
-			for _, o := range members {
-				m.circle = append(m.circle, fold(o.Name))
-			}
-		}
 	}
 	slices.SortFunc(s.Tables, func(a, b *Table) int { return strings.Compare(a.Name, b.Name) })
 	for _, t := range s.Tables {

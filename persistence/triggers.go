@@ -306,15 +306,26 @@ func (t *Table) notes(except string) []string {
 			us+", "+strconv.Itoa(no)+", "+t.keyValue(no, k)+", clientId, createdOn, updatedOn, serverId, serverVersion FROM "+name+
 			" WHERE "+t.collides(k)+" AND clientId IS NOT NULL"+except+" ON CONFLICT DO NOTHING")
 	}
+	for _, fk := range t.ForeignKeys {
+		out = append(out, "INSERT INTO tidemark_left (tableName, clientId, parentTable, parentKey, parentId) SELECT "+
+			us+", x.clientId, "+literal(fk.Parent)+", "+keyText("x.", fk.Columns)+", '?' FROM tidemark_replaced CROSS JOIN "+
+			name+" AS x WHERE "+t.noted()+" AND x.clientId = tidemark_replaced.clientId AND x.serverId IS NOT NULL AND "+
+			keyText("x.", fk.Columns)+" IS NOT NULL ON CONFLICT DO NOTHING")
+	}
 	return out
 }
+
+// confirmLeft is the statement's head that makes parents of replaced rows, noted
+// before, parents that were left.
+const confirmLeft = "INSERT INTO tidemark_left (tableName, clientId, parentTable, parentKey, parentId) SELECT tableName, clientId, parentTable, parentKey, '' FROM tidemark_left WHERE"
 
 // buryVanished makes tombstones of the rows that vanished.
 func (t *Table) buryVanished() []string {
 	us := literal(t.Name)
 	var out []string
 	if len(t.ForeignKeys) > 0 {
-		out = append(out, "DELETE FROM tidemark_left WHERE tableName = "+us+" AND clientId IN (SELECT tidemark_replaced.clientId FROM "+t.vanished()+")")
+		ours := " tableName = " + us + " AND parentId = '?' AND clientId IN (SELECT tidemark_replaced.clientId FROM " + t.vanished() + ")"
+		out = append(out, confirmLeft+ours+" ON CONFLICT DO NOTHING", "DELETE FROM tidemark_left WHERE"+ours)
 	}
 	return append(out,
 		"INSERT INTO tidemark_tombstones (tableName, clientId, createdOn, updatedOn, updatedBy, serverId, isDirty, serverVersion) SELECT "+
@@ -336,12 +347,6 @@ func (t *Table) beforeInsert(keepsBase bool) schemaObject {
 	when := []string{"EXISTS (SELECT 1 FROM tidemark_replaced WHERE tableName = " + literal(t.Name) + ")"}
 	for _, k := range t.uniqueKeys() {
 		when = append(when, "EXISTS (SELECT 1 FROM "+quote(t.Name)+" WHERE "+t.collides(k)+")")
-	}
-	for _, fk := range t.ForeignKeys {
-		body = append(body, "INSERT INTO tidemark_left (tableName, clientId, parentTable, parentKey, parentId) SELECT "+
-			literal(t.Name)+", x.clientId, "+literal(fk.Parent)+", "+keyText("x.", fk.Columns)+", '?' FROM tidemark_replaced CROSS JOIN "+
-			quote(t.Name)+" AS x WHERE "+t.noted()+" AND x.clientId = tidemark_replaced.clientId AND x.serverId IS NOT NULL AND "+
-			keyText("x.", fk.Columns)+" IS NOT NULL ON CONFLICT DO NOTHING")
 	}
 	return t.trigger("bi", "BEFORE INSERT", notApplying+" AND ("+strings.Join(when, " OR ")+")", body...)
 }
@@ -370,10 +375,9 @@ func (t *Table) afterBirth() schemaObject {
 	}
 	body = append(body, t.buryVanished()...)
 	if len(t.ForeignKeys) > 0 {
+		ours := " tableName = " + us + " AND clientId = " + heir + " AND parentId = '?'"
 		body = append(body,
-			"INSERT INTO tidemark_left (tableName, clientId, parentTable, parentKey, parentId) SELECT tableName, clientId, parentTable, parentKey, ''"+
-				" FROM tidemark_left WHERE tableName = "+us+" AND clientId = "+heir+" AND parentId = '?' ON CONFLICT DO NOTHING",
-			"DELETE FROM tidemark_left WHERE tableName = "+us+" AND clientId = "+heir+" AND parentId = '?'")
+			confirmLeft+ours+" ON CONFLICT DO NOTHING", "DELETE FROM tidemark_left WHERE"+ours)
 	}
 	body = append(body,
 		// With recursive_triggers on, the replaced row's DELETE trigger wrote one.
@@ -495,15 +499,8 @@ func (t *Table) afterDelete() schemaObject {
 			" FROM tidemark_state WHERE true ON CONFLICT (tableName, clientId) DO UPDATE SET updatedOn = max(updatedOn, excluded.updatedOn)," +
 			" updatedBy = excluded.updatedBy, serverId = excluded.serverId, serverVersion = excluded.serverVersion, isDirty = 1, localKey = excluded.localKey",
 	}
-	if len(t.ForeignKeys) > 0 {
-		body = append(body, "DELETE FROM tidemark_left WHERE tableName = "+us+" AND clientId = OLD.clientId AND parentId <> '?'")
-	}
-	// Where a table refers to itself, or in a circle, the order of tables does not put
-	// children first: the parent is remembered for the order of the tombstones.
+	// The parents' tombstones come after this one, or wait with it when it is refused.
 	for _, fk := range t.ForeignKeys {
-		if !slices.Contains(t.circle, fold(fk.Parent)) {
-			continue
-		}
 		key, parent := keyText("OLD.", fk.Columns), literal(fk.Parent)
 		into := "INSERT INTO tidemark_left (tableName, clientId, parentTable, parentKey, parentId) SELECT " + us + ", OLD.clientId, " + parent + ", " + key
 		left := "OLD.serverId IS NOT NULL AND " + key + " IS NOT NULL"
