@@ -132,11 +132,11 @@ func TestATombstoneWaitsForWhatWasRefused(t *testing.T) {
 			`INSERT INTO folder (id, parent, title) VALUES (1, NULL, 'top'), (2, 1, 'middle'), (3, 2, 'good'), (4, NULL, 'other')`,
 			`UPDATE folder SET parent = 4, title = 'bad' WHERE id = 3; DELETE FROM folder WHERE id = 2; DELETE FROM folder WHERE id = 1`,
 			bad, `SELECT count(*) FROM folder WHERE isDirty OR updatedOn > createdOn`, `SELECT count(*) FROM folder`, "4", "2"},
-		"a row left":            {tables, first, `UPDATE c SET b = 2, title = 'bad' WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, bad, revived, count, "'222'", "'112'"},
-		"a row deleted":         {tables, first, `DELETE FROM c WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, "'222'", "'111'"},
-		"left, then deleted":    {tables, first, `UPDATE c SET b = 2 WHERE id = 3; DELETE FROM c WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, "'222'", "'111'"},
-		"a row replaced":        {tables, first, `REPLACE INTO c (id, b, title, word) VALUES (4, 2, 'new', 'three'); DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, "'221'", "'111'"},
-		"replaced by an update": {tables, first, `UPDATE OR REPLACE c SET word = 'three' WHERE id = 4; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, "'221'", "'111'"},
+		"a row left":            {tables, first, `UPDATE c SET b = 2, title = 'bad' WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, bad, revived, count, `"222"`, `"112"`},
+		"a row deleted":         {tables, first, `DELETE FROM c WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, `"222"`, `"111"`},
+		"left, then deleted":    {tables, first, `UPDATE c SET b = 2 WHERE id = 3; DELETE FROM c WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, `"222"`, `"111"`},
+		"a row replaced":        {tables, first, `REPLACE INTO c (id, b, title, word) VALUES (4, 2, 'new', 'three'); DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, `"221"`, `"111"`},
+		"replaced by an update": {tables, first, `UPDATE OR REPLACE c SET word = 'three' WHERE id = 4; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, `"221"`, `"111"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

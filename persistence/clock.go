@@ -65,7 +65,11 @@ func (t *tx) setClock(plans []*plan, server int64, c messages.ClockReading) erro
 	}
 	return t.suspended(callBack, func() error {
 		for _, table := range tables {
-			if err := t.exec(`UPDATE `+table+` SET updatedOn = max(min(updatedOn + ?, ?), 1) WHERE isDirty = 1 AND updatedOn IS NOT NULL AND `+wrong, shift, server, bound); err != nil {
+			floor := "1"
+			if table == "tidemark_tombstones" {
+				floor = "above + 1" // a device that has the deleted version unsent compares the two
+			}
+			if err := t.exec(`UPDATE `+table+` SET updatedOn = max(min(updatedOn + ?, ?), `+floor+`) WHERE isDirty = 1 AND updatedOn IS NOT NULL AND `+wrong, shift, server, bound); err != nil {
 				return err
 			}
 		}

@@ -158,3 +158,29 @@ func TestAStampFromBeforeTheClockFellBackStays(t *testing.T) {
 		t.Errorf("a stamp moved by %d ms", after-before)
 	}
 }
+
+// A version that everybody may have is stamped somewhat ahead, for its clock was not quite
+// right. Its delete stays later when the clock that stamped the delete is corrected.
+func TestACorrectedDeleteStaysLaterThanWhatItDeleted(t *testing.T) {
+	db, l := noteDevice(t)
+	const hour = 3_600_000
+	check(t, l, 0, 10)
+	if _, err := db.Exec(`INSERT INTO note (v) VALUES ('a'); UPDATE tidemark_state SET applying = 1;
+		UPDATE note SET isDirty = 0, serverVersion = 1, serverId = clientId, updatedOn = updatedOn + 40000; UPDATE tidemark_state SET applying = 0`); err != nil {
+		t.Fatal(err)
+	}
+	var version, deleted int64
+	if err := db.DB.QueryRowContext(t.Context(), `SELECT updatedOn FROM note`).Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(`UPDATE tidemark_state SET clockOffset = ?; DELETE FROM note`, hour); err != nil { // as a clock that is ahead
+		t.Fatal(err)
+	}
+	check(t, l, 0, 10)
+	if err := db.DB.QueryRowContext(t.Context(), `SELECT updatedOn FROM tidemark_tombstones`).Scan(&deleted); err != nil {
+		t.Fatal(err)
+	}
+	if deleted <= version || deleted > version+60_000 {
+		t.Errorf("the delete is stamped %d ms after what it deleted", deleted-version)
+	}
+}
