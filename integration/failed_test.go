@@ -128,10 +128,12 @@ func TestATombstoneWaitsForWhatWasRefused(t *testing.T) {
 		revived, count      string
 		before, end         string
 	}{
-		"a row left, in one table": {`CREATE TABLE folder (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES folder (id), title TEXT);`,
+		"a row left, in one table": {
+			`CREATE TABLE folder (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES folder (id), title TEXT);`,
 			`INSERT INTO folder (id, parent, title) VALUES (1, NULL, 'top'), (2, 1, 'middle'), (3, 2, 'good'), (4, NULL, 'other')`,
 			`UPDATE folder SET parent = 4, title = 'bad' WHERE id = 3; DELETE FROM folder WHERE id = 2; DELETE FROM folder WHERE id = 1`,
-			bad, `SELECT count(*) FROM folder WHERE isDirty OR updatedOn > createdOn`, `SELECT count(*) FROM folder`, "4", "2"},
+			bad, `SELECT count(*) FROM folder WHERE isDirty OR updatedOn > createdOn`, `SELECT count(*) FROM folder`, "4", "2",
+		},
 		"a row left":         {tables, first, `UPDATE c SET b = 2, title = 'bad' WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, bad, revived, count, `"222"`, `"112"`},
 		"a row deleted":      {tables, first, `DELETE FROM c WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, `"222"`, `"111"`},
 		"left, then deleted": {tables, first, `UPDATE c SET b = 2 WHERE id = 3; DELETE FROM c WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, `"222"`, `"111"`},
@@ -524,5 +526,41 @@ func TestTenThousandFailuresTakeNoMemory(t *testing.T) {
 	t.Logf("%.1f MiB more at most, of %d MiB", float64(most-base)/(1<<20), 2*letters*body>>20)
 	if most-base > 8<<20 {
 		t.Errorf("the heap grew by %d bytes", most-base)
+	}
+}
+
+// A row won a conflict against a version in another notebook, and the server refuses the
+// row: there it is in that notebook, whose tombstone has to wait.
+func TestATombstoneWaitsForARefusedRowThatTheServerHasThere(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, notesSchema)
+	server := f.refusing()
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home'), (2, 'work'); INSERT INTO note (id, notebook, title) VALUES (10, 1, 'good')`)
+	rounds(2, a, b)
+	server.refuse = func(d messages.Document) bool { return d.Fields["title"] == "bad" }
+	b.exec(`UPDATE note SET notebook = 2`)
+	for range 100 { // later than the other one's, also within the same millisecond
+		a.exec(`UPDATE note SET title = title || '.'`)
+	}
+	a.exec(`UPDATE note SET title = 'bad'`)
+	b.sync()
+	a.sync()
+	if n := a.value(`SELECT notebook FROM note WHERE isDirty`); n != "1" {
+		t.Fatalf("the story is another one: %s", n)
+	}
+	a.exec(`DELETE FROM notebook WHERE id = 2`)
+	for _, d := range []*device{a, b, a} {
+		d.sync()
+	}
+	if n := b.value(`SELECT count(*) FROM notebook`) + b.value(`SELECT count(*) FROM notebook WHERE isDirty`); n != "20" {
+		t.Errorf("the other device has %s notebooks and changed ones, want 2 and 0", n)
+	}
+	server.refuse = func(messages.Document) bool { return false }
+	a.replay(tidemark.DeadLetterFilter{}, false)
+	rounds(2, a, b)
+	same(t, a, b)
+	if n := b.value(`SELECT count(*) FROM notebook`); n != "1" {
+		t.Errorf("%s notebooks are left, want 1", n)
 	}
 }

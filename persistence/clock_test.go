@@ -184,3 +184,34 @@ func TestACorrectedDeleteStaysLaterThanWhatItDeleted(t *testing.T) {
 		t.Errorf("the delete is stamped %d ms after what it deleted", deleted-version)
 	}
 }
+
+// What was stamped while the clock was a year ahead is no later than the server's now,
+// also when the clock has been set right before anybody could tell the time.
+func TestAStampFromTheFutureIsCorrected(t *testing.T) {
+	for name, c := range map[string]struct{ before, offset int64 }{
+		"never checked, the clock is right again":         {-1, 0},
+		"never checked, the clock is two minutes behind":  {-1, 120_000},
+		"checked before, the clock is right again":        {0, 0},
+		"checked before, the clock is two minutes behind": {0, 120_000},
+		"checked before, the clock is two minutes ahead":  {0, -120_000},
+		"never checked, the clock is two minutes ahead":   {-1, -120_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db, l := noteDevice(t)
+			if c.before >= 0 {
+				check(t, l, c.before, 10)
+			}
+			if _, err := db.Exec(`INSERT INTO note (v) VALUES ('a'); UPDATE note SET updatedOn = updatedOn + ?`, year); err != nil {
+				t.Fatal(err)
+			}
+			server := check(t, l, c.offset, 10)
+			var after int64
+			if err := db.DB.QueryRowContext(t.Context(), `SELECT updatedOn FROM note`).Scan(&after); err != nil {
+				t.Fatal(err)
+			}
+			if after > server {
+				t.Errorf("it is stamped %d days after the server's now", (after-server)/86400000)
+			}
+		})
+	}
+}
