@@ -126,3 +126,39 @@ func TestTheBaseOfAColumnThatADocumentLacksStays(t *testing.T) {
 		t.Errorf("v is %s", v)
 	}
 }
+
+// A device edits a row, then its application is upgraded and gains a column that a newer
+// device has filled meanwhile: nobody has emptied it.
+func TestADirtyRowOfATableThatGainsAColumn(t *testing.T) {
+	t.Parallel()
+	for _, policy := range []tidemark.Policy{tidemark.LastWriterWins, tidemark.MergeByField, tidemark.ClientWins} {
+		t.Run(string(policy), func(t *testing.T) {
+			f := newFleet(t, "")
+			open := func(name, column string) *device {
+				path := filepath.Join(f.dir, name+".db")
+				db := openDB(t, path)
+				if _, err := db.DB.Exec(`CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT` + column + `)`); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := tidemark.Attach(t.Context(), db, tidemark.Table{Name: "item", Policy: policy}); err != nil {
+					t.Fatal(err)
+				}
+				return f.on(path, db)
+			}
+			old, a := open("old", ""), open("a", ", x TEXT")
+			old.exec(`INSERT INTO item (v) VALUES ('first')`)
+			rounds(1, old, a)
+			a.exec(`UPDATE item SET x = 'mine'`)
+			a.sync()
+			for range 100 {
+				old.exec(`UPDATE item SET v = v || '.'`)
+			}
+			old.exec(`UPDATE item SET v = 'theirs'; ALTER TABLE item ADD COLUMN x TEXT`)
+			rounds(2, old, a)
+			same(t, old, a)
+			if got := a.value(`SELECT v || ' ' || coalesce(x, 'nothing') FROM item`); got != `"theirs mine"` {
+				t.Errorf("the row is %s", got)
+			}
+		})
+	}
+}

@@ -139,3 +139,21 @@ func (d *device) idOf(query string) string {
 	d.t.Helper()
 	return strings1(d.t.Context(), d.t, d.db.DB, query)[0]
 }
+
+// The application rebuilds a table and fills a new column: that is an edit.
+func TestARebuiltTableWithANewColumn(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
+	rounds(2, a, b)
+	a.exec(`CREATE TABLE new_item (id INTEGER PRIMARY KEY, v TEXT, x TEXT); INSERT INTO new_item (id, v, x) SELECT id, v, 'of a' FROM item;
+DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
+	rounds(2, a, b)
+	b.exec(`ALTER TABLE item ADD COLUMN x TEXT`)
+	rounds(2, b, a)
+	same(t, a, b)
+	if got := b.value(`SELECT group_concat(v || x) FROM item`); got != `"oneof a,twoof a"` {
+		t.Errorf("the other device has %s", got)
+	}
+}

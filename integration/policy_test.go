@@ -3,11 +3,13 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"testing"
 	"time"
 
 	tidemark "github.com/tidemark-sync/tidemark"
 	"github.com/tidemark-sync/tidemark/adapters/memory"
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 const cardSchema = `CREATE TABLE box (id INTEGER PRIMARY KEY, name TEXT);
@@ -231,5 +233,41 @@ func TestAMergedTableGainsAndLosesAColumn(t *testing.T) {
 	rounds(2, a, b)
 	if got := b.value(`SELECT title || '|' || body || '|' || note FROM card`); got != `"without|from b|from a"` {
 		t.Errorf("b has %s", got)
+	}
+}
+
+// Both sides made the same edit, then each another one: what they agreed on is the base.
+func TestMergeByFieldAfterTheSameEditOnBothSides(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "")
+	server := f.refusing()
+	open := func(name string) *device {
+		path := filepath.Join(f.dir, name+".db")
+		db := openDB(t, path)
+		if _, err := db.DB.Exec(`CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT, w TEXT, u TEXT)`); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tidemark.Attach(t.Context(), db, tidemark.Table{Name: "item", Policy: tidemark.MergeByField}); err != nil {
+			t.Fatal(err)
+		}
+		return f.on(path, db)
+	}
+	a, b, c := open("a"), open("b"), open("c")
+	a.exec(`INSERT INTO item (v, w, u) VALUES ('v', 'w', 'u')`)
+	rounds(2, a, b, c)
+	c.exec(`UPDATE item SET v = 'both'`)
+	a.exec(`UPDATE item SET v = 'both'`)
+	c.sync()
+	b.sync()
+	server.refuse = func(d messages.Document) bool { return d.Fields["v"] == "both" }
+	a.sync()
+	server.refuse = func(messages.Document) bool { return false }
+	b.exec(`UPDATE item SET w = 'b'`)
+	b.sync()
+	a.exec(`UPDATE item SET u = 'a'`)
+	rounds(2, a, b, c)
+	same(t, a, b, c)
+	if got := a.value(`SELECT v || w || u FROM item`); got != `"bothba"` {
+		t.Errorf("the row is %s, want both, b and a", got)
 	}
 }

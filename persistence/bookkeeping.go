@@ -96,6 +96,7 @@ var bookkeeping = []string{
 		serverVersion INTEGER,
 		survivor TEXT NOT NULL DEFAULT '',
 		localKey TEXT NOT NULL DEFAULT '',           -- the key it had here, where foreign keys refer to the table
+		above INTEGER NOT NULL DEFAULT 0,            -- updatedOn of the version that was deleted, when everybody may have it: what corrects a clock leaves the delete later
 		PRIMARY KEY (tableName, clientId)
 	) WITHOUT ROWID`,
 	`CREATE INDEX IF NOT EXISTS tidemark_tombstones_dirty ON tidemark_tombstones (tableName, clientId) WHERE isDirty = 1`,
@@ -265,7 +266,8 @@ var laterColumns = []struct{ table, name, declaration string }{
 	{"tidemark_conflicts", "restoredOn", "INTEGER"},
 	{"tidemark_state", "snapshotSize", "INTEGER NOT NULL DEFAULT 0"}, // bytes, of the snapshot we know of
 	{"tidemark_state", "forgottenOn", "INTEGER NOT NULL DEFAULT 0"},  // ms, when this device was forgotten; 0: it was not
-	{"tidemark_state", "snapshotEncrypted", "INTEGER"},               // whether it is; NULL: not known
+	{"tidemark_tombstones", "above", "INTEGER NOT NULL DEFAULT 0"},
+	{"tidemark_state", "snapshotEncrypted", "INTEGER"}, // whether it is; NULL: not known
 }
 
 // createBookkeeping creates our tables where they are missing and the one row of

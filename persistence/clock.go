@@ -46,29 +46,46 @@ func (t *tx) setClock(plans []*plan, server int64, c messages.ClockReading) erro
 		return err
 	}
 	shift := offset - was
-	var wrong string
-	var bound int64
-	switch {
-	case shift >= -wrongBy.Milliseconds() && shift <= wrongBy.Milliseconds():
-		return nil
-	case checkedOn == 0 && shift < 0: // it was as wrong all the time, as far as we know
-		wrong, bound = `updatedOn > ?`, 0
-	case shift < 0: // it has jumped ahead: what is stamped in the future was stamped since
-		wrong, bound = `updatedOn > ?`, server
-	default: // it has fallen back, or is behind: what it stamped is not above what it says now
-		wrong, bound = `updatedOn <= ?`, c.Answered+was
-	}
 	tables := []string{"tidemark_tombstones"}
 	var callBack []schemaObject
 	for _, p := range plans {
 		tables, callBack = append(tables, p.name), append(callBack, p.onTracked...)
 	}
-	return t.suspended(callBack, func() error {
-		for _, table := range tables {
-			if err := t.exec(`UPDATE `+table+` SET updatedOn = max(min(updatedOn + ?, ?), 1) WHERE isDirty = 1 AND updatedOn IS NOT NULL AND `+wrong, shift, server, bound); err != nil {
-				return err
+	correct := func(by, bound int64, below bool) error { // what is stamped up to bound, or above it
+		return t.suspended(callBack, func() error {
+			for _, table := range tables {
+				floor := "1"
+				if table == "tidemark_tombstones" {
+					floor = "above + 1" // a device that has the deleted version unsent compares the two
+				}
+				if err := t.exec(`UPDATE `+table+` SET updatedOn = max(min(updatedOn + ?, ?), `+floor+`) WHERE isDirty = 1 AND updatedOn IS NOT NULL AND (updatedOn <= ?) = ?`, by, server, bound, below); err != nil {
+					return err
+				}
 			}
+			return nil
+		})
+	}
+	switch {
+	case shift >= -wrongBy.Milliseconds() && shift <= wrongBy.Milliseconds():
+	case checkedOn == 0 && shift < 0: // it was as wrong all the time, as far as we know
+		return correct(shift, 0, false)
+	case shift < 0: // it has jumped ahead: what is stamped in the future was stamped since
+		return correct(shift, server, false)
+	default: // it has fallen back, or is behind: what it stamped is not above what it says now
+		if err := correct(shift, c.Answered+was, true); err != nil {
+			return err
 		}
-		return nil
-	})
+	}
+	// Something may be stamped by a clock that was ahead and has been set right since.
+	ahead := server + wrongBy.Milliseconds()
+	for _, table := range tables {
+		var found bool
+		if err := t.row(`SELECT EXISTS (SELECT 1 FROM `+table+` WHERE isDirty = 1 AND updatedOn > ?)`, ahead).Scan(&found); err != nil {
+			return err
+		}
+		if found {
+			return correct(0, ahead, false)
+		}
+	}
+	return nil
 }

@@ -158,3 +158,60 @@ func TestAStampFromBeforeTheClockFellBackStays(t *testing.T) {
 		t.Errorf("a stamp moved by %d ms", after-before)
 	}
 }
+
+// A version that everybody may have is stamped somewhat ahead, for its clock was not quite
+// right. Its delete stays later when the clock that stamped the delete is corrected.
+func TestACorrectedDeleteStaysLaterThanWhatItDeleted(t *testing.T) {
+	db, l := noteDevice(t)
+	const hour = 3_600_000
+	check(t, l, 0, 10)
+	if _, err := db.Exec(`INSERT INTO note (v) VALUES ('a'); UPDATE tidemark_state SET applying = 1;
+		UPDATE note SET isDirty = 0, serverVersion = 1, serverId = clientId, updatedOn = updatedOn + 40000; UPDATE tidemark_state SET applying = 0`); err != nil {
+		t.Fatal(err)
+	}
+	var version, deleted int64
+	if err := db.DB.QueryRowContext(t.Context(), `SELECT updatedOn FROM note`).Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(`UPDATE tidemark_state SET clockOffset = ?; DELETE FROM note`, hour); err != nil { // as a clock that is ahead
+		t.Fatal(err)
+	}
+	check(t, l, 0, 10)
+	if err := db.DB.QueryRowContext(t.Context(), `SELECT updatedOn FROM tidemark_tombstones`).Scan(&deleted); err != nil {
+		t.Fatal(err)
+	}
+	if deleted <= version || deleted > version+60_000 {
+		t.Errorf("the delete is stamped %d ms after what it deleted", deleted-version)
+	}
+}
+
+// What was stamped while the clock was a year ahead is no later than the server's now,
+// also when the clock has been set right before anybody could tell the time.
+func TestAStampFromTheFutureIsCorrected(t *testing.T) {
+	for name, c := range map[string]struct{ before, offset int64 }{
+		"never checked, the clock is right again":         {-1, 0},
+		"never checked, the clock is two minutes behind":  {-1, 120_000},
+		"checked before, the clock is right again":        {0, 0},
+		"checked before, the clock is two minutes behind": {0, 120_000},
+		"checked before, the clock is two minutes ahead":  {0, -120_000},
+		"never checked, the clock is two minutes ahead":   {-1, -120_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db, l := noteDevice(t)
+			if c.before >= 0 {
+				check(t, l, c.before, 10)
+			}
+			if _, err := db.Exec(`INSERT INTO note (v) VALUES ('a'); UPDATE note SET updatedOn = updatedOn + ?`, year); err != nil {
+				t.Fatal(err)
+			}
+			server := check(t, l, c.offset, 10)
+			var after int64
+			if err := db.DB.QueryRowContext(t.Context(), `SELECT updatedOn FROM note`).Scan(&after); err != nil {
+				t.Fatal(err)
+			}
+			if after > server {
+				t.Errorf("it is stamped %d days after the server's now", (after-server)/86400000)
+			}
+		})
+	}
+}

@@ -259,7 +259,7 @@ func (l *Local) Closed(ctx context.Context, cur *messages.Cursor, writes []messa
 				}
 				if w.Document.Deleted {
 					var waits bool
-					if waits, failed = tx.referredTo(w.Document, byTable, cur, in); waits {
+					if waits, failed = tx.referredTo(messages.DocumentKey{Table: w.Document.Table, ID: w.Document.ID}, byTable, cur, in, map[messages.DocumentKey]bool{}); waits {
 						cur.Hold(w.Document.Table, w.Document.ID)
 						cur.Counts.Table(w.Document.Table, messages.TableCounts{Waiting: 1})
 					}
@@ -294,19 +294,26 @@ func (l *Local) Closed(ctx context.Context, cur *messages.Cursor, writes []messa
 }
 
 // referredTo reports whether a row that left the one with this tombstone has not gone up
-// and is not among the writes. Deleted rows that refer to each other need not share a
-// commit, but one that is held stays there, and refers to it.
-func (t *tx) referredTo(d messages.Document, byTable map[string]*plan, cur *messages.Cursor, in map[messages.DocumentKey]bool) (bool, error) {
-	left, err := t.leavers(messages.DocumentKey{Table: d.Table, ID: d.ID})
+// and is not among the writes, or one that left a deleted row which refers to it. Deleted
+// rows that refer to each other need not share a commit, but one that waits stays there.
+func (t *tx) referredTo(k messages.DocumentKey, byTable map[string]*plan, cur *messages.Cursor, in, asked map[messages.DocumentKey]bool) (bool, error) {
+	asked[k] = true
+	left, err := t.leavers(k)
 	if err != nil {
 		return false, err
 	}
 	for _, c := range left {
 		p := byTable[c.Table]
-		if p == nil || in[c] {
+		if p == nil || in[c] || asked[c] {
 			continue
 		}
-		if dirty, err := t.dirty(p, c.ID); err != nil || dirty || cur.Held[c] {
+		if cur.Held[c] {
+			return true, nil
+		}
+		if dirty, err := t.dirty(p, c.ID); err != nil || dirty {
+			return true, err
+		}
+		if waits, err := t.referredTo(c, byTable, cur, in, asked); err != nil || waits {
 			return true, err
 		}
 	}

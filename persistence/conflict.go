@@ -26,6 +26,11 @@ func (o TableOptions) localWins(on int64, by string, otherOn int64, otherBy stri
 
 // conflict settles a newer document against a row that was changed here.
 func (a *applier) conflict(d *messages.Document) (outcome, error) {
+	if a.gained != nil && !d.Deleted { // what the table could not hold until now is no edit of ours
+		if out, err := a.fill(d, a.rows[d.ID]); err != nil || out != applied && out != skipped {
+			return out, err
+		}
+	}
 	row, err := a.p.rowByID(a.tx, d.ID)
 	if err != nil || row == nil {
 		return 0, err
@@ -51,8 +56,14 @@ func (a *applier) oneWins(row *localRow, d *messages.Document, reason string) (o
 		}
 		return applied, a.keepConflict(row, d, "server", reason)
 	}
-	if err := a.putOnTop(d); err != nil || same {
-		return applied, err
+	if same {
+		if err := a.stayOnTop(d); err != nil {
+			return 0, err
+		}
+		return applied, a.goOnFrom(d)
+	}
+	if err := a.putOnTop(d); err != nil {
+		return 0, err
 	}
 	return applied, a.keepConflict(row, d, "local", reason)
 }
@@ -94,9 +105,29 @@ func (a *applier) putOnTop(d *messages.Document) error {
 // stayOnTop lets the row go up on top of a version, with a time above both.
 func (a *applier) stayOnTop(d *messages.Document) error {
 	a.know(d.ID, &rowRef{dirty: true, version: d.UpdateTime})
+	if err := a.leave(d); err != nil {
+		return err
+	}
 	return a.tx.exec(`UPDATE `+a.p.name+` SET serverId = clientId, serverVersion = ?, updatedBy = ?,
 		updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END, isDirty = 1 WHERE clientId = ?`,
 		d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, d.ID)
+}
+
+// leave remembers the parents that a version on the server refers to and that nobody
+// here does, until ours is up.
+func (a *applier) leave(d *messages.Document) error {
+	for i := range a.p.refs {
+		r := &a.p.refs[i]
+		parent, ok := d.Fields[r.field].(string)
+		if !ok || parent == "" {
+			continue
+		}
+		if err := a.tx.exec(`INSERT INTO tidemark_left (tableName, clientId, parentTable, parentKey, parentId) VALUES (?, ?, ?, '', ?) ON CONFLICT DO NOTHING`,
+			a.p.t.Name, d.ID, r.parent.Name, parent); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // overrule puts our edit on top of a document that does not fit here; the document
@@ -138,6 +169,9 @@ func (a *applier) againstTombstone(d *messages.Document) (out outcome, done bool
 		return applied, true, a.tombstone(d)
 	}
 	if survivor != "" { // merged into another row: it never comes back
+		if err := a.leave(d); err != nil {
+			return 0, true, err
+		}
 		if err := a.tx.exec(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ?, isDirty = 1, updatedBy = ?,
 			updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END WHERE tableName = ? AND clientId = ?`,
 			d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, a.p.t.Name, d.ID); err != nil {
@@ -153,6 +187,9 @@ func (a *applier) againstTombstone(d *messages.Document) (out outcome, done bool
 		why = "the delete is later"
 	}
 	if dirty && localWins || late {
+		if err := a.leave(d); err != nil {
+			return 0, true, err
+		}
 		if err := a.tx.exec(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ?, isDirty = 1, updatedBy = ?,
 			updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END WHERE tableName = ? AND clientId = ?`,
 			d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, a.p.t.Name, d.ID); err != nil {

@@ -47,7 +47,7 @@ func (a *applier) reclaim(d *messages.Document) (out outcome, done bool, err err
 	if err != nil || row == nil {
 		return 0, false, err
 	}
-	if a.p.same(row, d) {
+	if a.p.same(row, d) && !a.p.filled(d, row) {
 		out, err = a.adopt(d, id)
 		return out, true, err
 	}
@@ -57,4 +57,16 @@ func (a *applier) reclaim(d *messages.Document) (out outcome, done bool, err err
 	}
 	a.know(d.ID, &rowRef{dirty: true, version: d.UpdateTime})
 	return applied, true, nil
+}
+
+// filled reports whether the row holds something, which ADD COLUMN does not put there, in
+// a column that the document does not have.
+func (p *plan) filled(d *messages.Document, row *localRow) bool {
+	for i := range p.cols {
+		c := &p.cols[i]
+		if _, ok := d.Fields[c.Name]; !ok && !c.surrogate && row.values[i] != nil && !c.isDefault(row.values[i]) {
+			return true
+		}
+	}
+	return false
 }

@@ -181,8 +181,13 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 	if a.p.surrogate != "" { // one that SQLite gave may be the next document's own
 		n, given := d.Fields[a.p.surrogate].(int64)
 		if !given || renumbered {
-			if err := a.tx.row(`SELECT `+quote(a.p.surrogate)+` FROM `+a.p.name+` WHERE clientId = ?`, d.ID).Scan(&n); err != nil {
+			ok, err := found(a.tx.row(`SELECT `+quote(a.p.surrogate)+` FROM `+a.p.name+` WHERE clientId = ?`, d.ID).Scan(&n))
+			if err != nil {
 				return 0, err
+			}
+			if !ok { // a trigger of the application has deleted it already
+				a.know(d.ID, nil)
+				return applied, a.dropBase(d.ID)
 			}
 		}
 		a.taken[n] = true

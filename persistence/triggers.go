@@ -494,10 +494,11 @@ func (t *Table) afterDelete() schemaObject {
 		localKey = "coalesce(" + keyText("OLD.", t.keys[0]) + ", '')"
 	}
 	body := []string{
-		"INSERT INTO tidemark_tombstones (tableName, clientId, createdOn, updatedOn, updatedBy, serverId, isDirty, serverVersion, localKey) SELECT " +
+		"INSERT INTO tidemark_tombstones (tableName, clientId, createdOn, updatedOn, updatedBy, serverId, isDirty, serverVersion, localKey, above) SELECT " +
 			us + ", OLD.clientId, OLD.createdOn, max(" + now + ", coalesce(OLD.updatedOn, 0) + 1), installationId, OLD.serverId, 1, OLD.serverVersion, " + localKey +
+			", CASE WHEN OLD.isDirty = 0 THEN coalesce(OLD.updatedOn, 0) ELSE 0 END" +
 			" FROM tidemark_state WHERE true ON CONFLICT (tableName, clientId) DO UPDATE SET updatedOn = max(updatedOn, excluded.updatedOn)," +
-			" updatedBy = excluded.updatedBy, serverId = excluded.serverId, serverVersion = excluded.serverVersion, isDirty = 1, localKey = excluded.localKey",
+			" updatedBy = excluded.updatedBy, serverId = excluded.serverId, serverVersion = excluded.serverVersion, isDirty = 1, localKey = excluded.localKey, above = excluded.above",
 	}
 	// The parents' tombstones come after this one, or wait with it when it is refused.
 	for _, fk := range t.ForeignKeys {

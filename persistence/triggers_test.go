@@ -314,6 +314,18 @@ var triggerCases = []struct {
 		check: `SELECT count(*) FROM tidemark_left l JOIN tidemark_tombstones d ON d.clientId = l.parentId AND d.tableName = l.parentTable JOIN t ON t.clientId = l.clientId`, answer: "1",
 	},
 	{
+		name: "a row that goes with a replaced one leaves its parent", ddl: twoParents, label: "id", do: `REPLACE INTO t (id, k, pid) VALUES (11, 'a', 2); DELETE FROM p WHERE id = 1`, want: "11=11* †10",
+		check: leftDead, answer: "t p",
+	},
+	{
+		name: "a row that an update replaces leaves its parent", ddl: twoParents, label: "id", do: `UPDATE OR REPLACE t SET k = 'a' WHERE id = 11; DELETE FROM p WHERE id = 1`, want: "11=11* †10",
+		check: leftDead, answer: "t p",
+	},
+	{
+		name: "a deleted row leaves the parent it had and the one it got", ddl: twoParents, label: "id", do: `UPDATE t SET pid = 2 WHERE id = 10; DELETE FROM t WHERE id = 10; DELETE FROM p WHERE id = 1`, want: "11=11 †10",
+		check: leftDead, answer: "t p",
+	},
+	{
 		name: "an upsert leaves nothing", ddl: fmt.Sprintf(family, "RESTRICT"), foreignKeys: "OFF", label: "id", do: `INSERT INTO t (id, pid) VALUES (10, 2) ON CONFLICT DO NOTHING; DELETE FROM p WHERE id = 1`, want: "10=10 11=11 12=12",
 		check: `SELECT count(*) FROM tidemark_left WHERE parentId NOT IN ('', '?')`, answer: "0",
 	},
@@ -351,6 +363,14 @@ var triggerCases = []struct {
 	},
 	{name: "the engine", ddl: simple, label: "id", do: `BEGIN; UPDATE tidemark_state SET applying = 1; UPDATE t SET v = 9; UPDATE tidemark_state SET applying = 0; COMMIT`, want: "1=1 2=2 3=3"},
 }
+
+const (
+	twoParents = `CREATE TABLE p (id INTEGER PRIMARY KEY, v); CREATE TABLE t (id INTEGER PRIMARY KEY, k TEXT UNIQUE, pid INTEGER REFERENCES p);
+		INSERT INTO p (id) VALUES (1), (2); INSERT INTO t (id, k, pid) VALUES (10, 'a', 1), (11, 'b', 2)`
+	// leftDead are the deleted parents that deleted rows have left.
+	leftDead = `SELECT l.tableName || ' ' || l.parentTable FROM tidemark_left l JOIN tidemark_tombstones d ON d.clientId = l.parentId AND d.tableName = l.parentTable
+		JOIN tidemark_tombstones x ON x.clientId = l.clientId AND x.tableName = l.tableName`
+)
 
 func TestTriggersTrackEveryWrite(t *testing.T) {
 	t.Parallel()

@@ -331,8 +331,12 @@ func (g *gatherer) tombstones() error {
 				break
 			}
 			for _, w := range writes {
+				g.openLow, g.closed = notOpen, len(g.writes)
 				clear(g.visiting)
 				if _, err := g.bury(w, 0); err != nil {
+					if errors.Is(err, errFull) {
+						g.truncate(g.closed)
+					}
 					return err
 				}
 				g.cur.After = w.Document.ID
@@ -347,10 +351,14 @@ func (g *gatherer) tombstones() error {
 // there it still refers to it.
 func (g *gatherer) bury(w messages.Write, depth int) (bool, error) {
 	k := messages.DocumentKey{Table: w.Document.Table, ID: w.Document.ID}
-	if _, open := g.visiting[k]; open || g.in[k] {
+	if at, open := g.visiting[k]; open {
+		g.openLow = min(g.openLow, at)
 		return true, nil
 	}
-	if g.cur.Held[k] {
+	switch {
+	case g.in[k]:
+		return true, nil
+	case g.cur.Held[k]:
 		return false, nil
 	}
 	refused, err := g.refusedBefore(k.Table, k.ID, w.Document.UpdatedOn)
@@ -362,6 +370,8 @@ func (g *gatherer) bury(w messages.Write, depth int) (bool, error) {
 		return false, nil
 	}
 	g.visiting[k] = depth
+	defer delete(g.visiting, k)
+	start := len(g.writes)
 	children, err := g.tx.leavers(k)
 	if err != nil {
 		return false, err
@@ -371,13 +381,19 @@ func (g *gatherer) bury(w messages.Write, depth int) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if !ok {
+		if !ok { // and what it refers to itself, in a circle, waits with it
+			g.truncate(max(start, g.closed))
 			g.hold(k, messages.TableCounts{Waiting: 1})
 			return false, nil
 		}
 	}
-	g.closed = len(g.writes)
-	return true, g.put(w)
+	if err := g.put(w); err != nil {
+		return false, err
+	}
+	if g.openLow >= depth {
+		g.openLow, g.closed = notOpen, len(g.writes)
+	}
+	return true, nil
 }
 
 // gone reports whether a child no longer stands in the way of its parent's
