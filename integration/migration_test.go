@@ -157,3 +157,82 @@ DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
 		t.Errorf("the other device has %s", got)
 	}
 }
+
+const rebuildItem = `CREATE TABLE new_item (id INTEGER PRIMARY KEY, v TEXT); INSERT INTO new_item (id, v) SELECT id, v FROM item;
+DROP TABLE item; ALTER TABLE new_item RENAME TO item`
+
+// The application is upgraded on two devices, and gains a column; on the second one by
+// rebuilding the table. What the first one has in the column stays.
+func TestARebuiltTableGainsAColumnThatIsFilledElsewhere(t *testing.T) {
+	t.Parallel()
+	for _, def := range []string{"", " DEFAULT 0", " NOT NULL DEFAULT 0"} {
+		t.Run(def, func(t *testing.T) {
+			f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
+			a, b := f.device("a"), f.device("b")
+			a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
+			rounds(2, a, b)
+			a.exec(`ALTER TABLE item ADD COLUMN x INTEGER` + def + `; UPDATE item SET x = 7 WHERE id = 1`)
+			rounds(1, a)
+			b.exec(`CREATE TABLE new_item (id INTEGER PRIMARY KEY, v TEXT, x INTEGER` + def + `); INSERT INTO new_item (id, v) SELECT id, v FROM item;
+DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
+			rounds(2, b, a)
+			same(t, a, b)
+			if n := a.value(`SELECT x FROM item WHERE id = 1`); n != "7" {
+				t.Errorf("x is %s, and %s conflicts are kept here, %s there", n, a.value(`SELECT count(*) FROM tidemark_conflicts`), b.value(`SELECT count(*) FROM tidemark_conflicts`))
+			}
+		})
+	}
+}
+
+// The rebuild copies the row, and meanwhile somebody else has changed it.
+func TestARebuiltTableAndAnEditElsewhere(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
+	rounds(2, a, b)
+	a.exec(`UPDATE item SET v = 'edited' WHERE id = 1`)
+	rounds(1, a)
+	b.exec(rebuildItem)
+	rounds(2, b, a)
+	same(t, a, b)
+	if n := a.value(`SELECT v FROM item WHERE id = 1`); n != `"edited"` {
+		t.Errorf("v is %s, and %s conflicts are kept here, %s there", n, a.value(`SELECT count(*) FROM tidemark_conflicts`), b.value(`SELECT count(*) FROM tidemark_conflicts`))
+	}
+}
+
+// The rebuild copies a row that somebody else has deleted.
+func TestARebuiltTableAndADeleteElsewhere(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
+	rounds(2, a, b)
+	a.exec(`DELETE FROM item WHERE id = 1`)
+	rounds(1, a)
+	b.exec(rebuildItem)
+	rounds(2, b, a)
+	same(t, a, b)
+	if n := a.value(`SELECT count(*) FROM item`); n != `1` {
+		t.Errorf("%s rows", n)
+	}
+}
+
+// Two devices create rows with the same local number; one rebuilds the table before it
+// syncs.
+func TestARebuiltTableAndARowWithTheSameNumberElsewhere(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
+	rounds(2, a, b)
+	a.exec(`INSERT INTO item (id, v) VALUES (3, 'milk')`)
+	rounds(1, a)
+	b.exec(`INSERT INTO item (id, v) VALUES (3, 'bread')`)
+	b.exec(rebuildItem)
+	rounds(2, b, a)
+	same(t, a, b)
+	if n := a.value(`SELECT count(*) FROM item WHERE v IN ('milk', 'bread')`); n != `2` {
+		t.Errorf("%s of two rows are left, conflicts %s", n, b.value(`SELECT count(*) FROM tidemark_conflicts`))
+	}
+}

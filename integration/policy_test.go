@@ -271,3 +271,42 @@ func TestMergeByFieldAfterTheSameEditOnBothSides(t *testing.T) {
 		t.Errorf("the row is %s, want both, b and a", got)
 	}
 }
+
+// A row is changed here when its table gains a column, which is then filled from the
+// document. Who changes it there next is the only one who has changed it.
+func TestMergeByFieldOfAColumnThatWasFilled(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "")
+	server := f.refusing()
+	open := func(name, column string) *device {
+		path := filepath.Join(f.dir, name+".db")
+		db := openDB(t, path)
+		if _, err := db.DB.Exec(`CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT` + column + `)`); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tidemark.Attach(t.Context(), db, tidemark.Table{Name: "item", Policy: tidemark.MergeByField}); err != nil {
+			t.Fatal(err)
+		}
+		return f.on(path, db)
+	}
+	old, a := open("old", ""), open("a", ", x TEXT")
+	a.exec(`INSERT INTO item (v, x) VALUES ('first', 'x')`)
+	rounds(2, a, old)
+	server.refuse = func(d messages.Document) bool { return d.Fields["v"] == "bad" }
+	old.exec(`UPDATE item SET v = 'bad'; ALTER TABLE item ADD COLUMN x TEXT`)
+	old.sync()
+	if x := old.value(`SELECT x FROM item WHERE isDirty`); x != `"x"` {
+		t.Fatalf("the story is another one: %s", x)
+	}
+	a.exec(`UPDATE item SET x = 'of a'`)
+	a.sync()
+	for range 100 {
+		old.exec(`UPDATE item SET v = v || '.'`)
+	}
+	old.exec(`UPDATE item SET v = 'good'`)
+	rounds(2, old, a)
+	same(t, old, a)
+	if got := a.value(`SELECT v || ' ' || x FROM item`); got != `"good of a"` {
+		t.Errorf("the row is %s", got)
+	}
+}

@@ -360,3 +360,19 @@ CREATE TRIGGER keep AFTER INSERT ON log BEGIN DELETE FROM log WHERE id NOT IN (S
 		t.Errorf("it keeps %s", got)
 	}
 }
+
+// A document from the end of time is edited here.
+func TestAnEditAtTheEndOfTime(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
+	a, b := f.device("a"), f.device("b")
+	f.server.Put(messages.Document{Table: "item", ID: "x", CreatedOn: 1, UpdatedOn: 1 << 53, UpdatedBy: "x", Fields: map[string]any{"v": "m"}})
+	for _, d := range []*device{a, b} {
+		if _, err := d.p.SyncFull(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.exec(`UPDATE item SET v = 'edited'`)
+	rounds(2, a, b)
+	same(t, a, b)
+}

@@ -41,7 +41,7 @@ type applier struct {
 	inbox   bool               // the table has received documents that wait
 	letters bool               // the table has dead letters of downloads
 	absent  bool               // behind the fence: who was not found on the server is written down
-	rebuilt bool               // rows have lost their identities
+	rebuilt int64              // rows have lost their identities: read time (µs) up to which they were complete; 0: they have not
 	unknown map[[2]int64]bool  // createdOn and updatedOn of rows the server does not know, read when first wanted
 	fresh   bool               // no row here could be the same under the fallback key
 	inserts rowStatement
@@ -370,13 +370,14 @@ func (a *applier) one(d *messages.Document) (outcome, error) {
 		return a.conflict(d)
 	case r != nil:
 		return a.update(d, 0)
-	case d.Deleted:
-		return applied, a.tombstone(d)
 	}
-	if a.rebuilt {
+	if a.rebuilt > 0 {
 		if out, done, err := a.reclaim(d); err != nil || done {
 			return out, err
 		}
+	}
+	if d.Deleted {
+		return applied, a.tombstone(d)
 	}
 	if !a.fresh && d.UpdatedOn > 0 {
 		if id, err := a.fallback(d); err != nil {

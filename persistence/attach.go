@@ -422,7 +422,7 @@ func (a *attacher) attach(t *Table) error {
 		return err
 	}
 	var gained []string
-	if !fresh && !rebuilt {
+	if !fresh {
 		for _, c := range t.Columns {
 			if !slices.ContainsFunc(stored.columns, func(s string) bool { return fold(s) == fold(c.Name) }) {
 				gained = append(gained, c.Name)
@@ -551,8 +551,13 @@ func (a *attacher) remember(t *Table, whole, rebuilt bool, gained []string) erro
 		if _, err := a.exec(`DELETE FROM tidemark_positions WHERE tableName = ?`, t.Name); err != nil {
 			return err
 		}
-		_, err := a.exec(`INSERT INTO tidemark_DownloadedTracker (tableName, downloadedTill, rebuilt) VALUES (?, NULL, ?)
-			ON CONFLICT (tableName) DO UPDATE SET downloadedTill = NULL, scannedTo = '', gained = '[]', rebuilt = max(rebuilt, excluded.rebuilt)`, t.Name, rebuilt)
+		list, err := json.Marshal(append([]string{}, gained...)) // none is [], not null
+		if err != nil {
+			return err
+		}
+		_, err = a.exec(`INSERT INTO tidemark_DownloadedTracker (tableName, downloadedTill, rebuilt, gained) VALUES (?, NULL, ?, ?)
+			ON CONFLICT (tableName) DO UPDATE SET downloadedTill = NULL, scannedTo = '', gained = excluded.gained,
+			rebuilt = max(rebuilt, excluded.rebuilt * coalesce(downloadedTill, 1))`, t.Name, rebuilt, string(list))
 		return err
 	}
 	if len(gained) == 0 {

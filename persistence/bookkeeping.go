@@ -65,7 +65,7 @@ var bookkeeping = []string{
 		downloadedTill INTEGER,
 		scannedTo TEXT NOT NULL DEFAULT '',          -- document id an open whole read has reached
 		gained TEXT NOT NULL DEFAULT '[]',           -- JSON list of columns the whole read is for
-		rebuilt INTEGER NOT NULL DEFAULT 0           -- the rows have lost their identities: the whole read gives them back
+		rebuilt INTEGER NOT NULL DEFAULT 0           -- the rows have lost their identities, which the whole read gives back: the read time (µs) up to which they were complete, or 1
 	) WITHOUT ROWID`,
 	`CREATE TABLE IF NOT EXISTS tidemark_seen (
 		device TEXT PRIMARY KEY,

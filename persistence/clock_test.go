@@ -215,3 +215,28 @@ func TestAStampFromTheFutureIsCorrected(t *testing.T) {
 		})
 	}
 }
+
+// A row that was stamped months ago, and that the server has refused since: the clock has
+// been found right every day. It falls back by a day: that stamp cannot be one that it
+// made since the last check.
+func TestAStampFromLongBeforeTheLastCheckStays(t *testing.T) {
+	db, l := noteDevice(t)
+	const day = 24 * 3_600_000
+	if _, err := db.Exec(`INSERT INTO note (v) VALUES ('a'); UPDATE tidemark_state SET applying = 1; UPDATE note SET updatedOn = updatedOn - ?; UPDATE tidemark_state SET applying = 0`, 90*day); err != nil {
+		t.Fatal(err)
+	}
+	check(t, l, 0, 10)
+	for behind := range int64(3) {
+		stamp := func() (on int64) {
+			if err := db.DB.QueryRowContext(t.Context(), `SELECT updatedOn FROM note`).Scan(&on); err != nil {
+				t.Fatal(err)
+			}
+			return on
+		}
+		before := stamp()
+		check(t, l, (behind+1)*day, 10)
+		if after := stamp(); after != before {
+			t.Errorf("it moved by %d hours", (after-before)/3_600_000)
+		}
+	}
+}

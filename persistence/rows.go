@@ -355,6 +355,13 @@ func (a *applier) fill(d *messages.Document, r *rowRef) (outcome, error) {
 			continue // the application has filled it here: that edit goes up
 		}
 		set, args = append(set, pc.quoted+" = ?"), append(args, vals[i])
+		if r.dirty && a.p.options.Policy.keepsBase() { // where something is known of what it was
+			if err := a.tx.exec(`INSERT INTO tidemark_bases (tableName, clientId, columnName, value) SELECT ?, ?, ?, ?
+				WHERE EXISTS (SELECT 1 FROM tidemark_bases WHERE tableName = ? AND clientId = ?)
+				ON CONFLICT (tableName, clientId, columnName) DO UPDATE SET value = excluded.value`, a.p.t.Name, d.ID, pc.Name, vals[i], a.p.t.Name, d.ID); err != nil {
+				return 0, err
+			}
+		}
 	}
 	if len(set) == 0 {
 		return skipped, nil
