@@ -30,7 +30,7 @@ func packed(tb testing.TB, content []byte) *bytes.Buffer {
 // something else; what goes wrong underneath is told.
 func TestFramesComeBack(t *testing.T) {
 	t.Parallel()
-	rnd := rand.New(rand.NewPCG(1, 2))   //nolint:gosec // G404: not for secrets
+	rnd := rand.New(rand.NewPCG(1, 2))
 	content := make([]byte, 6*frameSize) // the header makes the last frame a short one
 	for i := range content {             // some of it compresses, some of it does not
 		if content[i] = byte(i / 100); i > 3*frameSize {
@@ -98,7 +98,7 @@ func TestALongFrameIsRead(t *testing.T) {
 
 func BenchmarkUnframe(b *testing.B) {
 	content := make([]byte, 64<<20)
-	rnd := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // G404: not for secrets
+	rnd := rand.New(rand.NewPCG(1, 2))
 	for i := 0; i < len(content); i += 16 {
 		copy(content[i:], fmt.Sprintf("%08x        ", rnd.Uint32()))
 	}
