@@ -76,25 +76,29 @@ func openObject(src io.Reader, format int, enc Encryption) (*object, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	var plain io.Reader = in
-	stop := func() {}
 	switch sealed := string(start) != zstdMagic; {
 	case sealed && enc == nil:
 		return nil, ErrNoKey
 	case !sealed && enc != nil:
 		return nil, ErrNotEncrypted
 	case sealed:
-		if plain, err = enc.Open(in); err != nil {
+		plain, err := enc.Open(in)
+		if err != nil {
 			return nil, err
 		}
-		plain, stop = readAhead(plain)
+		in = bufio.NewReaderSize(plain, 256<<10)
 	}
-	z, err := zstd.NewReader(plain, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
-	if err != nil {
-		stop()
+	o := &object{}
+	if framed(in) {
+		z, err := newUnframes(in)
+		if err != nil {
+			return nil, err
+		}
+		o.Reader, o.close = z, z.Close
+	} else if err := o.stream(in); err != nil {
 		return nil, err
 	}
-	o := &object{Reader: bufio.NewReaderSize(z, 256<<10), close: func() { z.Close(); stop() }}
+	o.Reader = bufio.NewReaderSize(o.Reader, 256<<10)
 	if format >= 2 {
 		if err := o.readHeader(); err != nil {
 			o.close()
@@ -104,19 +108,14 @@ func openObject(src io.Reader, format int, enc Encryption) (*object, error) {
 	return o, nil
 }
 
-// readAhead reads in a goroutine of its own, which ends with stop.
-func readAhead(r io.Reader) (ahead io.Reader, stop func()) {
-	pr, pw := io.Pipe()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_, err := io.CopyBuffer(struct{ io.Writer }{pw}, struct{ io.Reader }{r}, make([]byte, 256<<10))
-		pw.CloseWithError(err)
-	}()
-	return bufio.NewReaderSize(pr, 256<<10), func() {
-		_ = pr.Close()
-		<-done
+// stream reads one long frame, as other programs write them.
+func (o *object) stream(src io.Reader) error {
+	z, err := zstd.NewReader(src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+	if err != nil {
+		return err
 	}
+	o.Reader, o.close = z, z.Close
+	return nil
 }
 
 func (o *object) readHeader() error {
