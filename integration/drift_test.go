@@ -162,3 +162,45 @@ func TestADirtyRowOfATableThatGainsAColumn(t *testing.T) {
 		})
 	}
 }
+
+// A dirty row's table gains a reference that a newer device has filled.
+func TestADirtyRowOfATableThatGainsAReference(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]string{"self": "folder", "other": "box"} {
+		for _, policy := range []tidemark.Policy{tidemark.LastWriterWins, tidemark.MergeByField, tidemark.ClientWins, tidemark.ServerWins} {
+			t.Run(name+" "+string(policy), func(t *testing.T) {
+				f := newFleet(t, "")
+				open := func(name, column string) *device {
+					path := filepath.Join(f.dir, name+".db")
+					db := openDB(t, path)
+					if _, err := db.DB.Exec(`CREATE TABLE box (id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE folder (id INTEGER PRIMARY KEY, v TEXT` + column + `)`); err != nil {
+						t.Fatal(err)
+					}
+					if _, err := tidemark.Attach(t.Context(), db, tidemark.Table{Name: "folder", Policy: policy}); err != nil {
+						t.Fatal(err)
+					}
+					return f.on(path, db)
+				}
+				column := ", parent INTEGER REFERENCES " + c + " (id)"
+				old, a := open("old", ""), open("a", column)
+				old.exec(`INSERT INTO folder (v) VALUES ('first')`)
+				rounds(1, old, a)
+				a.exec(`INSERT INTO ` + c + ` (id, v) VALUES (10, 'parent'); UPDATE folder SET parent = 10 WHERE v = 'first'`)
+				a.sync()
+				for range 20 {
+					old.exec(`UPDATE folder SET v = v || '.'`)
+				}
+				old.exec(`UPDATE folder SET v = 'theirs'; ALTER TABLE folder ADD COLUMN parent INTEGER REFERENCES ` + c + ` (id)`)
+				rounds(2, old, a)
+				same(t, old, a)
+				want := "theirs 10"
+				if policy == tidemark.ServerWins {
+					want = "first 10"
+				}
+				if got := a.value(`SELECT v || ' ' || coalesce(parent, 'nothing') FROM folder WHERE v <> 'parent'`); got != fmt.Sprintf("%q", want) {
+					t.Errorf("the row is %s", got)
+				}
+			})
+		}
+	}
+}

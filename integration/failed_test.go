@@ -564,3 +564,33 @@ func TestATombstoneWaitsForARefusedRowThatTheServerHasThere(t *testing.T) {
 		t.Errorf("%s notebooks are left, want 1", n)
 	}
 }
+
+// A thread and its posts are deleted, and the thread refers to one of them.
+func TestCommitsOfACircleOfTombstonesAreBounded(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE thread (id INTEGER PRIMARY KEY, last INTEGER REFERENCES post (id) DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE post (id INTEGER PRIMARY KEY, thread INTEGER REFERENCES thread (id) DEFERRABLE INITIALLY DEFERRED);`)
+	most := 0
+	remote := f.server.Remote()
+	remote.Fault = func(c memory.Call) memory.Fault {
+		if c.Op == memory.OpCommit {
+			most = max(most, len(c.Commit.Writes))
+		}
+		return memory.Fault{}
+	}
+	f.server.Put(messages.Document{Table: "thread", ID: "t", CreatedOn: 1, UpdatedOn: 1, UpdatedBy: "x", Fields: map[string]any{"id": int64(1), "last": "p0"}})
+	for i := range 2000 {
+		f.server.Put(messages.Document{Table: "post", ID: fmt.Sprint("p", i), CreatedOn: 1, UpdatedOn: 1, UpdatedBy: "x", Fields: map[string]any{"id": int64(i + 1), "thread": "t"}})
+	}
+	a := f.device("a")
+	a = f.with(remote).on(a.path, a.db)
+	if _, err := a.p.SyncFull(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.exec(`BEGIN; DELETE FROM thread; DELETE FROM post; COMMIT`)
+	rounds(2, a)
+	same(t, a)
+	if most > messages.MaxCommitWrites {
+		t.Errorf("a commit has %d writes, the most are %d", most, messages.MaxCommitWrites)
+	}
+}

@@ -1,8 +1,13 @@
 package integration
 
 import (
+	"errors"
+	"fmt"
 	"testing"
+	"time"
 
+	tidemark "github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/adapters/memory"
 	"github.com/tidemark-sync/tidemark/messages"
 )
 
@@ -234,5 +239,212 @@ func TestARebuiltTableAndARowWithTheSameNumberElsewhere(t *testing.T) {
 	same(t, a, b)
 	if n := a.value(`SELECT count(*) FROM item WHERE v IN ('milk', 'bread')`); n != `2` {
 		t.Errorf("%s of two rows are left, conflicts %s", n, b.value(`SELECT count(*) FROM tidemark_conflicts`))
+	}
+}
+
+// Two devices have created rows with the same local number, and the rebuild adds a column
+// that the other one has filled: that value is the other row's.
+func TestAFilledColumnOfAnotherRowWithTheSameNumber(t *testing.T) {
+	t.Parallel()
+	for _, deleted := range []bool{false, true} {
+		t.Run(fmt.Sprint("deleted ", deleted), func(t *testing.T) {
+			f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
+			a, b := f.device("a"), f.device("b")
+			a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
+			rounds(2, a, b)
+			a.exec(`ALTER TABLE item ADD COLUMN x INTEGER; INSERT INTO item (id, v, x) VALUES (3, 'milk', 7)`)
+			rounds(1, a)
+			if deleted {
+				a.exec(`DELETE FROM item WHERE id = 3`)
+				rounds(1, a)
+			}
+			b.exec(`INSERT INTO item (id, v) VALUES (3, 'bread')`)
+			b.exec(`CREATE TABLE new_item (id INTEGER PRIMARY KEY, v TEXT, x INTEGER); INSERT INTO new_item (id, v) SELECT id, v FROM item;
+DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
+			rounds(2, b, a)
+			same(t, a, b)
+			if n := a.value(`SELECT x FROM item WHERE v = 'bread'`); n != "NULL" {
+				t.Errorf("bread has the x of milk: %s", n)
+			}
+		})
+	}
+}
+
+// A migration adds a column, another one rebuilds the table, before the next sync.
+func TestARebuildAfterAnotherMigration(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
+	rounds(2, a, b)
+	b.exec(`ALTER TABLE item ADD COLUMN x INTEGER`)
+	if _, err := tidemark.Attach(t.Context(), b.db); err != nil {
+		t.Fatal(err)
+	}
+	b.exec(`CREATE TABLE new_item (id INTEGER PRIMARY KEY, v TEXT, x INTEGER); INSERT INTO new_item (id, v, x) SELECT id, upper(v), x FROM item;
+DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
+	rounds(2, b, a)
+	if n := b.value(`SELECT count(*) FROM item`); n != "2" {
+		t.Errorf("%s rows, want 2: %s", n, b.value(`SELECT group_concat(v) FROM item`))
+	}
+}
+
+// createdOn is the application's column, and says when something is going to be.
+func TestARebuiltTableAndACreatedOnAhead(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO item (id, v, createdOn) VALUES (1, 'one', ?)`, time.Now().Add(time.Hour).UnixMilli())
+	rounds(2, a, b)
+	a.exec(`UPDATE item SET v = 'edited'`)
+	rounds(1, a)
+	b.exec(rebuildItem)
+	rounds(2, b, a)
+	if n := a.value(`SELECT group_concat(v) FROM item`); n != `"edited"` {
+		t.Errorf("there is %s", n)
+	}
+}
+
+// An edit after the rebuild is later than the one that came before it.
+func TestAnEditAfterTheRebuild(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
+	rounds(2, a, b)
+	a.exec(`UPDATE item SET v = 'edited' WHERE id = 1`)
+	rounds(1, a)
+	b.exec(rebuildItem)
+	if _, err := tidemark.Attach(t.Context(), b.db); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 { // later, also within the same millisecond
+		b.exec(`UPDATE item SET v = v || '.' WHERE id = 1`)
+	}
+	b.exec(`UPDATE item SET v = 'later' WHERE id = 1`)
+	rounds(2, b, a)
+	same(t, a, b)
+	if n := a.value(`SELECT v FROM item WHERE id = 1`); n != `"later"` {
+		t.Errorf("v is %s", n)
+	}
+}
+
+// The deleted row of a rebuilt table refers to another one of it, which is read later.
+func TestARebuiltTreeAndADeleteElsewhere(t *testing.T) {
+	t.Parallel()
+	for _, ids := range [][2]string{{"a", "b"}, {"b", "a"}} {
+		t.Run("parent "+ids[0], func(t *testing.T) {
+			f := newFleet(t, `CREATE TABLE folder (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES folder (id), v TEXT);`)
+			f.server.Put(messages.Document{Table: "folder", ID: ids[0], CreatedOn: 1, UpdatedOn: 1, UpdatedBy: "x", Fields: map[string]any{"id": int64(1), "v": "top"}})
+			f.server.Put(messages.Document{Table: "folder", ID: ids[1], CreatedOn: 1, UpdatedOn: 1, UpdatedBy: "x", Fields: map[string]any{"id": int64(2), "v": "leaf", "parent": ids[0]}})
+			a, b := f.device("a"), f.device("b")
+			for _, d := range []*device{a, b} {
+				if _, err := d.p.SyncFull(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			rounds(1, a, b)
+			a.exec(`DELETE FROM folder WHERE v = 'leaf'`)
+			rounds(1, a)
+			b.exec(`PRAGMA foreign_keys = OFF; CREATE TABLE new_folder (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES folder (id), v TEXT); INSERT INTO new_folder (id, parent, v) SELECT id, parent, v FROM folder;
+DROP TABLE folder; ALTER TABLE new_folder RENAME TO folder; PRAGMA foreign_keys = ON`)
+			rounds(2, b, a)
+			same(t, a, b)
+			if n := a.value(`SELECT group_concat(v) FROM folder`); n != `"top"` {
+				t.Errorf("there is %s", n)
+			}
+		})
+	}
+}
+
+// Somebody else edited the row and then deleted it, before the rebuild.
+func TestARebuiltTableAndAnEditAndADeleteElsewhere(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
+	rounds(2, a, b)
+	a.exec(`UPDATE item SET v = 'edited' WHERE id = 1`)
+	rounds(1, a)
+	a.exec(`DELETE FROM item WHERE id = 1`)
+	rounds(1, a)
+	b.exec(rebuildItem)
+	rounds(2, b, a)
+	same(t, a, b)
+	if n := a.value(`SELECT group_concat(v) FROM item`); n != `"two"` {
+		t.Errorf("there is %s", n)
+	}
+}
+
+// Two rows have swapped their unique values elsewhere, before the rebuild.
+func TestARebuiltTableAndASwapElsewhere(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT UNIQUE, w TEXT);`)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
+	rounds(2, a, b)
+	a.exec(`UPDATE item SET v = 'x' WHERE id = 1; UPDATE item SET v = 'one', w = 'edited' WHERE id = 2; UPDATE item SET v = 'two', w = 'edited' WHERE id = 1`)
+	rounds(1, a)
+	b.exec(`CREATE TABLE new_item (id INTEGER PRIMARY KEY, v TEXT UNIQUE, w TEXT); INSERT INTO new_item (id, v, w) SELECT id, v, w FROM item;
+DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
+	rounds(2, b, a)
+	same(t, a, b)
+	if n := a.value(`SELECT group_concat(v || coalesce(w, '-')) FROM (SELECT v, w FROM item ORDER BY id)`); n != `"twoedited,oneedited"` {
+		t.Errorf("there is %s, conflicts %s", n, b.value(`SELECT count(*) FROM tidemark_conflicts`))
+	}
+}
+
+// A rebuild that an older version of ours noted, which wrote 1.
+func TestARebuildThatAnOlderVersionNoted(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
+	rounds(2, a, b)
+	b.exec(`CREATE TABLE new_item (id INTEGER PRIMARY KEY, v TEXT); INSERT INTO new_item (id, v) SELECT id, upper(v) FROM item;
+DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
+	if _, err := tidemark.Attach(t.Context(), b.db); err != nil {
+		t.Fatal(err)
+	}
+	b.exec(`UPDATE tidemark_DownloadedTracker SET rebuilt = 1`)
+	rounds(2, b, a)
+	if n := b.value(`SELECT count(*) FROM item`); n != "2" {
+		t.Errorf("%s rows, want 2: %s", n, b.value(`SELECT group_concat(v) FROM item`))
+	}
+}
+
+// A download is cut off, and the application is upgraded and rebuilds the table in which
+// rows had come in already.
+func TestADownloadThatWasCutOffAndARebuild(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE other (id INTEGER PRIMARY KEY, v TEXT);`)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'); INSERT INTO other (id, v) VALUES (1, 'one')`)
+	rounds(2, a, b)
+	a.exec(`INSERT INTO item (id, v, createdOn) VALUES (2, 'two', ?)`, time.Now().UnixMilli()+10) // after the last sync
+	a.exec(`INSERT INTO other (id, v) VALUES (2, 'two')`)
+	a.sync()
+	remote := f.server.Remote()
+	cut := true
+	remote.Fault = func(c memory.Call) memory.Fault {
+		if cut && c.Query != nil && c.Query.Table == "other" {
+			return memory.Fault{Before: errors.New("the line is cut")}
+		}
+		return memory.Fault{}
+	}
+	b = f.with(remote).on(b.path, b.db)
+	if _, err := b.p.Sync(t.Context()); err == nil {
+		t.Fatal("the sync was not cut off")
+	}
+	if n := b.value(`SELECT count(*) FROM item`); n != "2" {
+		t.Fatalf("the story is another one: %s", n)
+	}
+	cut = false
+	b.exec(`CREATE TABLE new_item (id INTEGER PRIMARY KEY, v TEXT); INSERT INTO new_item (id, v) SELECT id, upper(v) FROM item;
+DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
+	rounds(2, b, a)
+	same(t, a, b)
+	if n := b.value(`SELECT group_concat(v) FROM (SELECT v FROM item ORDER BY v)`); n != `"ONE,TWO"` {
+		t.Errorf("there is %s", n)
 	}
 }

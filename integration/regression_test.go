@@ -376,3 +376,62 @@ func TestAnEditAtTheEndOfTime(t *testing.T) {
 	rounds(2, a, b)
 	same(t, a, b)
 }
+
+// A delete and an edit of a row that a clock ahead has stamped: the later one wins.
+func TestADeleteAndALaterEditOfARowFromTheFuture(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
+	a, b := f.device("a"), f.device("b")
+	f.server.Put(messages.Document{Table: "item", ID: "x", CreatedOn: 1, UpdatedOn: time.Now().AddDate(1, 0, 0).UnixMilli(), UpdatedBy: "x", Fields: map[string]any{"v": "m"}})
+	for _, d := range []*device{a, b} {
+		if _, err := d.p.SyncFull(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.exec(`DELETE FROM item`)
+	a.sync()
+	for i := range 3 {
+		b.exec(`UPDATE item SET v = ?`, fmt.Sprint("edited ", i))
+	}
+	rounds(2, b, a)
+	same(t, a, b)
+	if n := a.value(`SELECT count(*) FROM item`); n != "1" {
+		t.Errorf("the later edit is gone, conflicts %s", b.value(`SELECT count(*) FROM tidemark_conflicts`))
+	}
+}
+
+// A parent from the future is deleted, and another device has a child of it; its first
+// upload is cut off.
+func TestARevivalOfAParentFromTheFuture(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, notesSchema)
+	a, b := f.device("a"), f.device("b")
+	f.server.Put(messages.Document{Table: "notebook", ID: "x", CreatedOn: 1, UpdatedOn: time.Now().AddDate(1, 0, 0).UnixMilli(), UpdatedBy: "x", Fields: map[string]any{"id": int64(1), "name": "home"}})
+	for _, d := range []*device{a, b} {
+		if _, err := d.p.SyncFull(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.exec(`DELETE FROM notebook`)
+	a.sync()
+	b.exec(`INSERT INTO note (notebook, title) VALUES (1, 'shopping')`)
+	remote := f.server.Remote()
+	cut := true
+	remote.Fault = func(c memory.Call) memory.Fault {
+		if cut && c.Op == memory.OpCommit {
+			return memory.Fault{Before: errors.New("the line is cut")}
+		}
+		return memory.Fault{}
+	}
+	b = f.with(remote).on(b.path, b.db)
+	if _, err := b.p.Sync(t.Context()); err == nil {
+		t.Fatal("the sync was not cut off")
+	}
+	cut = false
+	rounds(1, b, a)
+	if n := a.value(`SELECT count(*) FROM note`); n != "1" {
+		t.Errorf("%s notes are there, conflicts %s", n, a.value(`SELECT count(*) FROM tidemark_conflicts`))
+	}
+	rounds(2, b, a)
+	same(t, a, b)
+}

@@ -41,7 +41,8 @@ type applier struct {
 	inbox   bool               // the table has received documents that wait
 	letters bool               // the table has dead letters of downloads
 	absent  bool               // behind the fence: who was not found on the server is written down
-	rebuilt int64              // rows have lost their identities: read time (µs) up to which they were complete; 0: they have not
+	rebuilt bool               // rows have lost their identities
+	till    int64              // read time (µs) up to which the table was complete then; 0: not known
 	unknown map[[2]int64]bool  // createdOn and updatedOn of rows the server does not know, read when first wanted
 	fresh   bool               // no row here could be the same under the fallback key
 	inserts rowStatement
@@ -170,7 +171,7 @@ func newApplier(t *tx, p *plan, counts *messages.Counts) (*applier, error) {
 	}
 	a.fresh = n == 0
 	var gained string
-	if ok, err := found(t.row(`SELECT gained, rebuilt FROM tidemark_DownloadedTracker WHERE tableName = ?`, p.t.Name).Scan(&gained, &a.rebuilt)); err != nil {
+	if ok, err := found(t.row(`SELECT gained, rebuilt, completeTill FROM tidemark_DownloadedTracker WHERE tableName = ?`, p.t.Name).Scan(&gained, &a.rebuilt, &a.till)); err != nil {
 		return nil, err
 	} else if ok && gained != "[]" {
 		var names []string
@@ -349,6 +350,11 @@ func (a *applier) one(d *messages.Document) (outcome, error) {
 		a.reason = fmt.Sprintf("createdOn %d or updatedOn %d is no time", d.CreatedOn, d.UpdatedOn)
 		return dead, nil
 	}
+	// A stamp from the future is somebody's who is no device: the same for everybody, and an
+	// edit made here after it is later.
+	if d.UpdateTime > 0 {
+		d.UpdatedOn = min(d.UpdatedOn, d.UpdateTime/1000+wrongBy.Milliseconds())
+	}
 	r := a.rows[d.ID]
 	if r == nil && a.tombs {
 		if out, done, err := a.againstTombstone(d); err != nil || done {
@@ -371,7 +377,7 @@ func (a *applier) one(d *messages.Document) (outcome, error) {
 	case r != nil:
 		return a.update(d, 0)
 	}
-	if a.rebuilt > 0 {
+	if a.rebuilt {
 		if out, done, err := a.reclaim(d); err != nil || done {
 			return out, err
 		}

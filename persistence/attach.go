@@ -557,7 +557,7 @@ func (a *attacher) remember(t *Table, whole, rebuilt bool, gained []string) erro
 		}
 		_, err = a.exec(`INSERT INTO tidemark_DownloadedTracker (tableName, downloadedTill, rebuilt, gained) VALUES (?, NULL, ?, ?)
 			ON CONFLICT (tableName) DO UPDATE SET downloadedTill = NULL, scannedTo = '', gained = excluded.gained,
-			rebuilt = max(rebuilt, excluded.rebuilt * coalesce(downloadedTill, 1))`, t.Name, rebuilt, string(list))
+			rebuilt = max(rebuilt, excluded.rebuilt), completeTill = max(coalesce(downloadedTill, completeTill), (SELECT checkedAt FROM tidemark_state))`, t.Name, rebuilt, string(list))
 		return err
 	}
 	if len(gained) == 0 {
@@ -584,6 +584,7 @@ func (a *attacher) remember(t *Table, whole, rebuilt bool, gained []string) erro
 		return err
 	}
 	_, err = a.exec(`INSERT INTO tidemark_DownloadedTracker (tableName, downloadedTill, gained) VALUES (?, NULL, ?)
-		ON CONFLICT (tableName) DO UPDATE SET downloadedTill = NULL, scannedTo = '', gained = excluded.gained`, t.Name, string(list))
+		ON CONFLICT (tableName) DO UPDATE SET downloadedTill = NULL, scannedTo = '', gained = excluded.gained,
+		completeTill = max(coalesce(downloadedTill, completeTill), (SELECT checkedAt FROM tidemark_state))`, t.Name, string(list))
 	return err
 }

@@ -65,7 +65,8 @@ var bookkeeping = []string{
 		downloadedTill INTEGER,
 		scannedTo TEXT NOT NULL DEFAULT '',          -- document id an open whole read has reached
 		gained TEXT NOT NULL DEFAULT '[]',           -- JSON list of columns the whole read is for
-		rebuilt INTEGER NOT NULL DEFAULT 0           -- the rows have lost their identities, which the whole read gives back: the read time (µs) up to which they were complete, or 1
+		rebuilt INTEGER NOT NULL DEFAULT 0,          -- the rows have lost their identities: the whole read gives them back
+		completeTill INTEGER NOT NULL DEFAULT 0      -- read time (µs) up to which it was complete before a whole read was asked for; 0: not known
 	) WITHOUT ROWID`,
 	`CREATE TABLE IF NOT EXISTS tidemark_seen (
 		device TEXT PRIMARY KEY,
@@ -153,6 +154,7 @@ var bookkeeping = []string{
 		PRIMARY KEY (tableName, clientId, parentTable, parentKey, parentId)
 	) WITHOUT ROWID`,
 	`CREATE INDEX IF NOT EXISTS tidemark_left_parent ON tidemark_left (parentTable, parentKey, parentId)`,
+	`CREATE INDEX IF NOT EXISTS tidemark_left_id ON tidemark_left (parentTable, parentId)`,
 	// What a dirty row was when we last agreed with the server, for tables whose policy
 	// needs it. value has no type, so that it is kept as it is.
 	`CREATE TABLE IF NOT EXISTS tidemark_bases (
@@ -266,6 +268,7 @@ var laterColumns = []struct{ table, name, declaration string }{
 	{"tidemark_conflicts", "restoredOn", "INTEGER"},
 	{"tidemark_state", "snapshotSize", "INTEGER NOT NULL DEFAULT 0"}, // bytes, of the snapshot we know of
 	{"tidemark_state", "forgottenOn", "INTEGER NOT NULL DEFAULT 0"},  // ms, when this device was forgotten; 0: it was not
+	{"tidemark_DownloadedTracker", "completeTill", "INTEGER NOT NULL DEFAULT 0"},
 	{"tidemark_tombstones", "above", "INTEGER NOT NULL DEFAULT 0"},
 	{"tidemark_state", "snapshotEncrypted", "INTEGER"}, // whether it is; NULL: not known
 }

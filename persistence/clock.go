@@ -52,14 +52,14 @@ func (t *tx) setClock(plans []*plan, server int64, c messages.ClockReading) erro
 	for _, p := range plans {
 		tables, callBack = append(tables, p.name), append(callBack, p.onTracked...)
 	}
-	correct := func(by, after, upTo int64) error { // what is stamped after the one and up to the other
+	correct := func(by, most, after, upTo int64) error { // what is stamped after the one and up to the other
 		return t.suspended(callBack, func() error {
 			for _, table := range tables {
 				floor := "1"
 				if table == "tidemark_tombstones" {
 					floor = "above + 1" // a device that has the deleted version unsent compares the two
 				}
-				if err := t.exec(`UPDATE `+table+` SET updatedOn = max(min(updatedOn + ?, ?), `+floor+`) WHERE isDirty = 1 AND updatedOn > ? AND updatedOn <= ?`, by, server, after, upTo); err != nil {
+				if err := t.exec(`UPDATE `+table+` SET updatedOn = max(min(updatedOn + ?, ?), `+floor+`) WHERE isDirty = 1 AND updatedOn > ? AND updatedOn <= ?`, by, most, after, upTo); err != nil {
 					return err
 				}
 			}
@@ -69,19 +69,20 @@ func (t *tx) setClock(plans []*plan, server int64, c messages.ClockReading) erro
 	switch {
 	case shift >= -wrongBy.Milliseconds() && shift <= wrongBy.Milliseconds():
 	case checkedOn == 0 && shift < 0: // it was as wrong all the time, as far as we know
-		return correct(shift, 0, math.MaxInt64)
+		return correct(shift, server, 0, math.MaxInt64)
 	case shift < 0: // it has jumped ahead: what is stamped in the future was stamped since
-		return correct(shift, server, math.MaxInt64)
+		return correct(shift, server, server, math.MaxInt64)
 	default: // it has fallen back, or is behind: what it stamped is not above what it says now
 		since := int64(0) // and, if we could tell the time before, not before the fall
 		if checkedOn > 0 {
 			since = checkedOn - shift - wrongBy.Milliseconds()
 		}
-		if err := correct(shift, since, c.Answered+was); err != nil {
+		if err := correct(shift, server, since, c.Answered+was); err != nil {
 			return err
 		}
 	}
-	// Something may be stamped by a clock that was ahead and has been set right since.
+	// Something may be stamped by a clock that was ahead and has been set right since. What
+	// it is on top of may be stamped as far ahead, see applier.one.
 	ahead := server + wrongBy.Milliseconds()
 	for _, table := range tables {
 		var found bool
@@ -89,7 +90,7 @@ func (t *tx) setClock(plans []*plan, server int64, c messages.ClockReading) erro
 			return err
 		}
 		if found {
-			return correct(0, ahead, math.MaxInt64)
+			return correct(0, ahead, ahead, math.MaxInt64)
 		}
 	}
 	return nil

@@ -293,9 +293,10 @@ func (l *Local) Closed(ctx context.Context, cur *messages.Cursor, writes []messa
 	return out, nil
 }
 
-// referredTo reports whether a row that left the one with this tombstone has not gone up
-// and is not among the writes, or one that left a deleted row which refers to it. Deleted
-// rows that refer to each other need not share a commit, but one that waits stays there.
+// referredTo reports whether something that the server has not taken, and that is not
+// among the writes, still refers there to the row with this tombstone, or to a deleted one
+// below it. Deleted rows that refer to each other need not share a commit, but one that
+// waits stays there.
 func (t *tx) referredTo(k messages.DocumentKey, byTable map[string]*plan, cur *messages.Cursor, in, asked map[messages.DocumentKey]bool) (bool, error) {
 	asked[k] = true
 	left, err := t.leavers(k)
@@ -310,7 +311,18 @@ func (t *tx) referredTo(k messages.DocumentKey, byTable map[string]*plan, cur *m
 		if cur.Held[c] {
 			return true, nil
 		}
-		if dirty, err := t.dirty(p, c.ID); err != nil || dirty {
+		var on int64
+		buried, err := found(t.row(`SELECT updatedOn FROM tidemark_tombstones WHERE tableName = ? AND clientId = ? AND isDirty = 1`, c.Table, c.ID).Scan(&on))
+		if err != nil {
+			return false, err
+		}
+		if !buried {
+			if dirty, err := t.dirty(p, c.ID); err != nil || dirty {
+				return true, err
+			}
+			continue // it is up already
+		}
+		if refused, err := t.refusedBefore(c.Table, c.ID, on); err != nil || refused {
 			return true, err
 		}
 		if waits, err := t.referredTo(c, byTable, cur, in, asked); err != nil || waits {

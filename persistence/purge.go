@@ -104,7 +104,7 @@ func (l *Local) Fenced(ctx context.Context) error {
 	err = l.write(ctx, func(tx *tx) error {
 		for _, q := range []string{
 			`DELETE FROM tidemark_targets`, `DELETE FROM tidemark_positions`, `DELETE FROM tidemark_inbox`, `DELETE FROM tidemark_absent`,
-			`UPDATE tidemark_DownloadedTracker SET downloadedTill = NULL, scannedTo = ''`,
+			`UPDATE tidemark_DownloadedTracker SET downloadedTill = NULL, scannedTo = '', completeTill = coalesce(downloadedTill, completeTill)`,
 			`UPDATE tidemark_state SET checkedAt = 0, firstAt = 0, cutBroken = 0`,
 		} {
 			if err := tx.exec(q); err != nil {

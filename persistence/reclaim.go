@@ -13,13 +13,24 @@ import (
 // content. What the rebuild changed in it is an edit of ours, unless it copied what
 // somebody else had changed or deleted meanwhile.
 func (a *applier) reclaim(d *messages.Document) (out outcome, done bool, err error) {
-	cols, vals, out, err := a.values(d)
+	keyed := len(a.p.t.PrimaryKey) > 0
+	look := d
+	if d.Deleted && keyed { // its parents may be gone
+		key := *d
+		key.Fields = map[string]any{}
+		for _, c := range a.p.cols {
+			if v, ok := d.Fields[c.Name]; ok && c.PK > 0 {
+				key.Fields[c.Name] = v
+			}
+		}
+		look = &key
+	}
+	cols, vals, out, err := a.values(look)
 	if err != nil || out != applied {
 		return out, out != applied && !d.Deleted, err
 	}
 	var where []string
 	var args []any
-	keyed := len(a.p.t.PrimaryKey) > 0
 	for i, c := range cols {
 		pc := &a.p.cols[c]
 		v := vals[i]
@@ -44,55 +55,65 @@ func (a *applier) reclaim(d *messages.Document) (out outcome, done bool, err err
 	if err != nil || !ok {
 		return 0, false, err
 	}
-	if a.gained != nil { // what the rebuild added is no edit where it holds nothing
-		part := *d
-		part.ID = id
-		if out, err := a.fill(&part, &rowRef{dirty: true}); err != nil || out != applied && out != skipped {
-			return out, true, err
-		}
-	}
 	row, err := a.p.rowByID(a.tx, id)
 	if err != nil || row == nil {
 		return 0, false, err
 	}
-	same := a.p.same(row, d)
-	// A version that came after what the rebuild copied: not even a stale copy of it.
-	newer := d.UpdateTime > a.rebuilt && d.Stamp.Device != a.me && d.UpdatedBy != a.me
-	claim := func(version int64, dirty int, on int64) error {
+	same := a.p.same(row, d) && !a.p.filled(d, row)
+	// A version that came after the last complete read is not what the rebuild copied.
+	newer := a.till > 0 && d.UpdateTime > a.till && d.Stamp.Device != a.me && d.UpdatedBy != a.me
+	created := d.CreatedOn > a.till/1000 && d.CreatedOn <= d.UpdateTime/1000+wrongBy.Milliseconds()
+	claim := func(version int64, dirty bool, on int64) error {
 		a.know(id, nil)
-		a.know(d.ID, &rowRef{dirty: dirty == 1, version: version})
-		_, err := a.tx.run(`UPDATE `+a.p.name+` SET clientId = ?, serverId = ?, serverVersion = ?, isDirty = ?, createdOn = ?,
-			updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END WHERE clientId = ?`, d.ID, d.ID, version, dirty, d.CreatedOn, on, on, id)
+		a.know(d.ID, &rowRef{dirty: dirty, version: version})
+		_, err := a.tx.run(`UPDATE `+a.p.name+` SET clientId = ?, serverId = ?, serverVersion = ?, isDirty = ?, createdOn = ?, updatedOn = ? WHERE clientId = ?`,
+			d.ID, d.ID, version, dirty, d.CreatedOn, on, id)
 		return err
 	}
 	switch {
-	case d.Deleted && (!newer || !same || len(d.Fields) == 0):
-		return 0, false, nil // the number was given again, or what was deleted has been changed here
-	case d.Deleted:
-		if err := claim(d.UpdateTime-1, 0, d.UpdatedOn-1); err != nil {
+	case d.Deleted && !newer:
+		return 0, false, nil // its number was given again
+	case newer && !same && a.p.surrogate != "" && created:
+		return 0, false, nil // another device's new row has the number, too
+	case newer: // it meets an older version, whose edit, if it is one, came before
+		edited := row.updatedOn > row.createdOn || a.p.filled(d, row) || a.p.options.Policy == ClientWins
+		on := d.UpdatedOn - 1
+		if row.updatedOn > row.createdOn { // since the rebuild
+			on = row.updatedOn
+		}
+		if err := claim(d.UpdateTime-1, edited && !same, on); err != nil {
 			return 0, true, err
+		}
+		if !edited && !same {
+			if err := a.keepConflict(row, d, "server", "the table was rebuilt here, and the document had changed since the last sync"); err != nil {
+				return 0, true, err
+			}
 		}
 		out, err = a.one(d)
 		return out, true, err
-	case same && !a.p.filled(d, row):
+	case same:
 		out, err = a.adopt(d, id)
 		return out, true, err
-	case newer && !same && a.p.surrogate != "" && d.CreatedOn > a.rebuilt/1000:
-		return 0, false, nil // another device's new row has the number, too
 	}
-	if err := claim(d.UpdateTime, 1, d.UpdatedOn+1); err != nil {
+	if err := claim(d.UpdateTime, true, max(row.updatedOn, d.UpdatedOn+1)); err != nil {
 		return 0, true, err
 	}
-	if !newer || same {
-		return applied, true, nil
+	if a.gained != nil { // what the rebuild added is no edit where it holds nothing
+		if out, err := a.fill(d, a.rows[d.ID]); err != nil || out != applied && out != skipped {
+			return out, true, err
+		}
+		if row, err = a.p.rowByID(a.tx, d.ID); err != nil || row == nil {
+			return 0, true, err
+		}
+		if a.p.same(row, d) && !a.p.filled(d, row) {
+			out, err = a.update(d, 0)
+			return out, true, err
+		}
 	}
-	if row, err = a.p.rowByID(a.tx, d.ID); err != nil || row == nil {
-		return 0, true, err
+	if a.till == 0 { // nobody knows which of the two is the older one
+		return applied, true, a.keepConflict(row, d, "local", "the table was rebuilt here")
 	}
-	if out, err = a.overwrite(row, d); err != nil || out != applied {
-		return out, true, err
-	}
-	return applied, true, a.keepConflict(row, d, "server", "the table was rebuilt here, and the document had been changed since the last sync")
+	return applied, true, nil
 }
 
 // filled reports whether the row holds something, which ADD COLUMN does not put there, in

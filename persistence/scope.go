@@ -60,7 +60,7 @@ func (l *Local) Reset(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := tx.exec(`UPDATE tidemark_DownloadedTracker SET downloadedTill = NULL, scannedTo = '', gained = '[]', rebuilt = 0`); err != nil {
+		if err := tx.exec(`UPDATE tidemark_DownloadedTracker SET downloadedTill = NULL, scannedTo = '', gained = '[]', rebuilt = 0, completeTill = 0`); err != nil {
 			return err
 		}
 		return tx.exec(`UPDATE tidemark_state SET installationId = ?, scope = '', seq = 0, recordVersion = 0, recordTables = '{}', registeredOn = 0, checkedAt = 0,

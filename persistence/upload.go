@@ -177,7 +177,7 @@ func (g *gatherer) add(p *plan, r *localRow, depth int) (bool, error) {
 	case depth > maxDepth && g.restarts < maxRestarts:
 		return false, &tooDeepError{p, r}
 	}
-	refused, err := g.refusedBefore(p.t.Name, r.clientID, r.updatedOn)
+	refused, err := g.tx.refusedBefore(p.t.Name, r.clientID, r.updatedOn)
 	if err != nil {
 		return false, err
 	}
@@ -260,9 +260,9 @@ func (g *gatherer) hold(k messages.DocumentKey, c messages.TableCounts) {
 
 // refusedBefore: the server has refused this row as it is, or the owner has given it
 // up; only an edit, or a replay of its letter, tries again.
-func (g *gatherer) refusedBefore(table, id string, updatedOn int64) (bool, error) {
+func (t *tx) refusedBefore(table, id string, updatedOn int64) (bool, error) {
 	var n int
-	err := g.tx.row(`SELECT count(*) FROM tidemark_dead_letters WHERE handler = 'upload' AND tableName = ? AND documentId = ? AND documentId <> ''
+	err := t.row(`SELECT count(*) FROM tidemark_dead_letters WHERE handler = 'upload' AND tableName = ? AND documentId = ? AND documentId <> ''
 		AND updatedOn = ? AND (class <> 'local' OR state = 'discarded')`, table, id, updatedOn).Scan(&n)
 	return n > 0, err
 }
@@ -331,12 +331,13 @@ func (g *gatherer) tombstones() error {
 				break
 			}
 			for _, w := range writes {
-				g.openLow, g.closed = notOpen, len(g.writes)
-				clear(g.visiting)
-				if _, err := g.bury(w, 0); err != nil {
-					if errors.Is(err, errFull) {
-						g.truncate(g.closed)
-					}
+				k := messages.DocumentKey{Table: w.Document.Table, ID: w.Document.ID}
+				waits, err := g.waits(k, w.Document.UpdatedOn)
+				if err == nil && !waits {
+					clear(g.visiting)
+					err = g.bury(w, 0)
+				}
+				if err != nil {
 					return err
 				}
 				g.cur.After = w.Document.ID
@@ -346,69 +347,52 @@ func (g *gatherer) tombstones() error {
 	return nil
 }
 
-// bury appends a tombstone after those of the rows that referred to it. It waits
-// while a row that did so when we last agreed with the server has not gone up yet:
-// there it still refers to it.
-func (g *gatherer) bury(w messages.Write, depth int) (bool, error) {
-	k := messages.DocumentKey{Table: w.Document.Table, ID: w.Document.ID}
-	if at, open := g.visiting[k]; open {
-		g.openLow = min(g.openLow, at)
-		return true, nil
+// waits reports whether a tombstone cannot go up yet, and holds it: it is refused, or
+// below it is something that the server has not taken and that still refers to it there.
+func (g *gatherer) waits(k messages.DocumentKey, updatedOn int64) (bool, error) {
+	if g.in[k] || g.cur.Held[k] {
+		return g.cur.Held[k], nil
 	}
-	switch {
-	case g.in[k]:
-		return true, nil
-	case g.cur.Held[k]:
-		return false, nil
-	}
-	refused, err := g.refusedBefore(k.Table, k.ID, w.Document.UpdatedOn)
+	refused, err := g.tx.refusedBefore(k.Table, k.ID, updatedOn)
 	if err != nil {
 		return false, err
 	}
 	if refused {
 		g.hold(k, messages.TableCounts{Dead: 1})
-		return false, nil
-	}
-	g.visiting[k] = depth
-	defer delete(g.visiting, k)
-	start := len(g.writes)
-	children, err := g.tx.leavers(k)
-	if err != nil {
-		return false, err
-	}
-	for _, c := range children {
-		ok, err := g.gone(c, depth)
-		if err != nil {
-			return false, err
-		}
-		if !ok { // and what it refers to itself, in a circle, waits with it
-			g.truncate(max(start, g.closed))
-			g.hold(k, messages.TableCounts{Waiting: 1})
-			return false, nil
-		}
-	}
-	if err := g.put(w); err != nil {
-		return false, err
-	}
-	if g.openLow >= depth {
-		g.openLow, g.closed = notOpen, len(g.writes)
-	}
-	return true, nil
-}
-
-// gone reports whether a child no longer stands in the way of its parent's
-// tombstone: it is in this commit, or deleted with it, or up already.
-func (g *gatherer) gone(c messages.DocumentKey, depth int) (bool, error) {
-	p := g.byTable[c.Table]
-	if p == nil || g.in[c] || depth > 100*maxDepth {
 		return true, nil
 	}
-	child, err := g.scanTombstone(c.Table, g.tx.row(selectTombstone+`= ?`, c.Table, c.ID).Scan)
-	if ok, err := found(err); err != nil {
-		return false, err
-	} else if ok {
-		return g.bury(child, depth+1)
+	waits, err := g.tx.referredTo(k, g.byTable, g.cur, g.in, map[messages.DocumentKey]bool{})
+	if err == nil && waits {
+		g.hold(k, messages.TableCounts{Waiting: 1})
 	}
-	dirty, err := g.tx.dirty(p, c.ID)
-	return !dirty, err
+	return waits, err
+}
+
+// bury appends a tombstone after those of the rows that referred to it; none of them waits.
+func (g *gatherer) bury(w messages.Write, depth int) error {
+	k := messages.DocumentKey{Table: w.Document.Table, ID: w.Document.ID}
+	if _, open := g.visiting[k]; open || g.in[k] || depth > 100*maxDepth {
+		return nil
+	}
+	g.visiting[k] = depth
+	children, err := g.tx.leavers(k)
+	if err != nil {
+		return err
+	}
+	for _, c := range children {
+		if g.byTable[c.Table] == nil || g.in[c] {
+			continue
+		}
+		child, err := g.scanTombstone(c.Table, g.tx.row(selectTombstone+`= ?`, c.Table, c.ID).Scan)
+		if ok, err := found(err); err != nil {
+			return err
+		} else if !ok {
+			continue // it is up already
+		}
+		if err := g.bury(child, depth+1); err != nil {
+			return err
+		}
+	}
+	g.closed = len(g.writes)
+	return g.put(w)
 }
