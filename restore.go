@@ -25,7 +25,9 @@ type Restored struct {
 	DeviceID   string `json:"deviceId"`
 	// Kept is the file that was there before, if it had rows that no other device has;
 	// see RestoreKeepUnsynced.
-	Kept      string            `json:"kept,omitempty"`
+	Kept string `json:"kept,omitempty"`
+	// Conflicts counts those of the file that was there before which were carried over.
+	Conflicts int64             `json:"conflicts"`
 	Bytes     int64             `json:"bytes"`
 	Encrypted bool              `json:"encrypted"`
 	Store     messages.StoreUse `json:"store"`
@@ -101,7 +103,8 @@ func restoring(opts []RestoreOption) (restoreSettings, persistence.Opener, error
 // lost device. It is checked first (checksum, integrity, foreign keys, version) and
 // gets an installation id of its own; until then nothing at path is touched. A file
 // there with rows that were never uploaded is refused with ErrUnsynced, and one that
-// knows a newer snapshot than the store's newest with ErrRolledBack. A download that was
+// knows a newer snapshot than the store's newest with ErrRolledBack. Its conflicts are
+// carried over; those of another scope are refused like rows. A download that was
 // cut off goes on where it was, also in another process. The next Sync
 // downloads what came after the snapshot.
 func Restore(ctx context.Context, path string, store SnapshotStore, opts ...RestoreOption) (Restored, error) {
@@ -127,15 +130,14 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 		return out, fmt.Errorf("restore: %w", err)
 	}
 	download := persistence.DownloadFolder(path)
+	var in persistence.Installed
 	r, err := s.fetch(ctx, store, open, download, path, &out.Store)
 	if err == nil {
-		var kept bool
 		if s.keep {
 			r.Keep = persistence.KeptName(path, time.Now().UTC().Format("20060102T150405.000Z"))
 		}
-		if out.DeviceID, kept, err = r.Install(ctx, path); kept {
-			out.Kept = r.Keep
-		}
+		in, err = r.Install(ctx, path)
+		out.Kept = in.Kept
 	}
 	if err != nil {
 		if ctx.Err() == nil && !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrWrongKey) {
@@ -143,6 +145,7 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 		}
 		return out, fmt.Errorf("restore: %w", err)
 	}
+	out.DeviceID, out.Conflicts = in.ID, in.Conflicts
 	out.Generation, out.Bytes, out.Encrypted = r.Snapshot.Generation, r.Snapshot.RawSize, r.Snapshot.Encrypted
 	_ = os.RemoveAll(download) // what stays is in nobody's way
 	return out, nil
