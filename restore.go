@@ -183,7 +183,7 @@ func Verify(ctx context.Context, store SnapshotStore, opts ...RestoreOption) (ou
 // fetch chooses a snapshot and downloads its objects into a folder. path, unless empty,
 // is the file that it would replace.
 func (s restoreSettings) fetch(ctx context.Context, store SnapshotStore, open persistence.Opener, dir, path string, use *messages.StoreUse) (persistence.Restoration, error) {
-	r := persistence.Restoration{Open: open, Encryption: s.encryption, Scope: s.scope, Tell: s.progress}
+	r := persistence.Restoration{Open: open, Encryption: s.encryption, Scope: s.scope, Store: placeOf(store), Tell: s.progress}
 	m, _, err := stages.ReadManifest(ctx, store, use)
 	if errors.Is(err, messages.ErrNotFound) {
 		return r, fmt.Errorf("there is no snapshot in this store yet: sync a device with it first, or check the URL: %w", err)

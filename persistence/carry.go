@@ -47,9 +47,6 @@ func (r Restoration) carry(ctx context.Context, db *sql.DB, path string) (added 
 		}
 		return 0, false, fmt.Errorf("%s has %s that lost a conflict, and is of another scope than the snapshot: discard them (pipeline conflicts), or move it away: %w", path, versions, ErrUnsynced)
 	}
-	if err := createBookkeeping(ctx, conn); err != nil { // an older version made the snapshot
-		return 0, false, err
-	}
 	restoredOn := "NULL"
 	var there bool
 	if err := conn.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM pragma_table_info('tidemark_conflicts', 'tidemark_old') WHERE name = 'restoredOn')`).Scan(&there); err != nil {

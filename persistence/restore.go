@@ -49,6 +49,8 @@ type Restoration struct {
 	// Keep, unless empty, is the name that a file gets which is at the destination and has
 	// what no other device has; without it such a file is a refusal.
 	Keep string
+	// Store is the one that the snapshot is in, "" when it does not tell.
+	Store string
 	// Tell, unless nil, hears how far it is: bytes of the file while it is unpacked.
 	Tell func(phase string, done, total int64)
 }
@@ -319,13 +321,16 @@ func (r Restoration) inspect(ctx context.Context, tmp, over string) (in Installe
 	case over == "":
 		return in, nil
 	}
+	if err := createBookkeeping(ctx, db); err != nil { // an older version may have made it
+		return in, explain(err)
+	}
 	in.ID = newID()
 	seen, err := json.Marshal(snap.Seen)
 	if err != nil {
 		return in, err
 	}
 	if _, err := db.ExecContext(ctx, `UPDATE tidemark_state SET installationId = ?, seq = 0, recordVersion = 0, recordTables = '{}', registeredOn = 0, applying = 0,
-		backedUp = ?, backedUpOn = ?, generation = ?, maker = ?, changedRows = 0`, in.ID, string(seen), snap.MadeOn, snap.Generation, snap.Device); err != nil {
+		backedUp = ?, backedUpOn = ?, generation = ?, maker = ?, changedRows = 0, store = ?`, in.ID, string(seen), snap.MadeOn, snap.Generation, snap.Device, r.Store); err != nil {
 		return in, explain(err)
 	}
 	if in.Conflicts, in.keep, err = r.carry(ctx, db, over); err != nil {
