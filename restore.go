@@ -28,9 +28,12 @@ type Restored struct {
 	Kept string `json:"kept,omitempty"`
 	// Conflicts counts those of the file that was there before which were carried over.
 	Conflicts int64             `json:"conflicts"`
-	Bytes     int64             `json:"bytes"`
-	Encrypted bool              `json:"encrypted"`
-	Store     messages.StoreUse `json:"store"`
+	// Bytes is the size of the database, StoredBytes that of the snapshot's objects. What
+	// of them was here already was not downloaded again, see Store.
+	Bytes       int64             `json:"bytes"`
+	StoredBytes int64             `json:"storedBytes"`
+	Encrypted   bool              `json:"encrypted"`
+	Store       messages.StoreUse `json:"store"`
 }
 
 type restoreSettings struct {
@@ -119,6 +122,10 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 	if err := persistence.CheckDestination(ctx, path, open); err != nil && !(s.keep && errors.Is(err, ErrUnsynced)) {
 		return out, fmt.Errorf("restore: %w", err)
 	}
+	r, err := s.find(ctx, store, open, path, &out.Store)
+	if err != nil { // before anything is made beside a file that may not even be there
+		return out, fmt.Errorf("restore: %w", err)
+	}
 	lock := flock.New(lockName(path))
 	if ok, err := lock.TryLock(); err != nil {
 		return out, fmt.Errorf("restore: %s cannot be written: %w", path, errors.Join(ErrReadOnly, err))
@@ -131,8 +138,7 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 	}
 	download := persistence.DownloadFolder(path)
 	var in persistence.Installed
-	r, err := s.fetch(ctx, store, open, download, path, &out.Store)
-	if err == nil {
+	if err = s.fetch(ctx, store, &r, download, &out.Store); err == nil {
 		if s.keep {
 			r.Keep = persistence.KeptName(path, time.Now().UTC().Format("20060102T150405.000Z"))
 		}
@@ -146,7 +152,7 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 		return out, fmt.Errorf("restore: %w", err)
 	}
 	out.DeviceID, out.Conflicts = in.ID, in.Conflicts
-	out.Generation, out.Bytes, out.Encrypted = r.Snapshot.Generation, r.Snapshot.RawSize, r.Snapshot.Encrypted
+	out.Generation, out.Bytes, out.StoredBytes, out.Encrypted = r.Snapshot.Generation, r.Snapshot.RawSize, r.Snapshot.Download(), r.Snapshot.Encrypted
 	_ = os.RemoveAll(download) // what stays is in nobody's way
 	return out, nil
 }
@@ -169,7 +175,10 @@ func Verify(ctx context.Context, store SnapshotStore, opts ...RestoreOption) (ou
 		return out, fmt.Errorf("verify: make room: %w", err)
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	r, err := s.fetch(ctx, store, open, filepath.Join(dir, "download"), "", &out.Store)
+	r, err := s.find(ctx, store, open, "", &out.Store)
+	if err == nil {
+		err = s.fetch(ctx, store, &r, filepath.Join(dir, "download"), &out.Store)
+	}
 	if err == nil {
 		err = r.Verify(ctx, dir)
 	}
@@ -180,9 +189,8 @@ func Verify(ctx context.Context, store SnapshotStore, opts ...RestoreOption) (ou
 	return out, nil
 }
 
-// fetch chooses a snapshot and downloads its objects into a folder. path, unless empty,
-// is the file that it would replace.
-func (s restoreSettings) fetch(ctx context.Context, store SnapshotStore, open persistence.Opener, dir, path string, use *messages.StoreUse) (persistence.Restoration, error) {
+// find chooses a snapshot. path, unless empty, is the file that it would replace.
+func (s restoreSettings) find(ctx context.Context, store SnapshotStore, open persistence.Opener, path string, use *messages.StoreUse) (persistence.Restoration, error) {
 	r := persistence.Restoration{Open: open, Encryption: s.encryption, Scope: s.scope, Store: placeOf(store), Tell: s.progress}
 	m, _, err := stages.ReadManifest(ctx, store, use)
 	if errors.Is(err, messages.ErrNotFound) {
@@ -202,8 +210,13 @@ func (s restoreSettings) fetch(ctx context.Context, store SnapshotStore, open pe
 			return r, err
 		}
 	}
+	return r, nil
+}
+
+// fetch downloads the snapshot's objects into a folder.
+func (s restoreSettings) fetch(ctx context.Context, store SnapshotStore, r *persistence.Restoration, dir string, use *messages.StoreUse) (err error) {
 	r.Objects, err = persistence.Fetch(ctx, store, r.Snapshot, dir, use, func(done, total int64) { s.progress(PhaseDownload, done, total) })
-	return r, err
+	return err
 }
 
 func (s restoreSettings) opener() (persistence.Opener, error) {

@@ -39,7 +39,7 @@ func (a *app) restoring(ctx context.Context, s settings, at string) (tidemark.Sn
 	if scope != "" {
 		opts = append(opts, tidemark.RestoreScope(scope))
 	}
-	store, closer, err := openStore(ctx, u)
+	store, closer, err := openStoreThatIs(ctx, u)
 	return store, closer, opts, err
 }
 
@@ -133,8 +133,8 @@ ago, such as 2h or 90m.`,
 				return fmt.Errorf("%s: %w", s.db.text, explain(err))
 			}
 			a.out.printf("%s is restored: %s, from a snapshot of %s.\n\n  snapshot  %s, %s\n  device    %s, new\n",
-				plain(s.db.text), size(r.Bytes), size(r.Store.BytesDown), plain(r.Generation), encrypted(r.Encrypted), plain(r.DeviceID))
-			a.out.printf("  store     %s (%s)\n", count(r.Store.Gets, "GET", "GETs"), size(r.Store.BytesDown))
+				plain(s.db.text), size(r.Bytes), size(r.StoredBytes), plain(r.Generation), encrypted(r.Encrypted), plain(r.DeviceID))
+			a.out.printf("  store     %s (%s%s)\n", count(r.Store.Gets, "GET", "GETs"), size(r.Store.BytesDown), resumed(r))
 			if r.Conflicts > 0 {
 				a.out.printf("  conflicts %s carried over from the old file\n", thousands(r.Conflicts))
 			}
@@ -148,6 +148,14 @@ ago, such as 2h or 90m.`,
 	cmd.Flags().StringVar(&at, "at", "", "an older snapshot: its `GENERATION`, a moment, or a time ago")
 	cmd.Flags().BoolVar(&keep, "keep-unsynced", false, "keep a file with rows that were never uploaded beside, instead of refusing")
 	return cmd
+}
+
+// resumed says why a restore has downloaded less than the snapshot is.
+func resumed(r tidemark.Restored) string {
+	if r.Store.BytesDown < r.StoredBytes {
+		return "; the rest was here already"
+	}
+	return ""
 }
 
 // parseAt tells a moment and a time ago from the name of a generation.
