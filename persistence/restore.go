@@ -241,10 +241,20 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 			return fmt.Errorf("table %q of %s is excluded from sync and has rows, which would be lost: move the file away first: %w", t.Name, path, ErrUnsynced)
 		}
 	}
-	if dirty += n; dirty > 0 {
-		return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away: %w", path, dirty, ErrUnsynced)
+	if dirty += n; dirty == 0 {
+		return nil
 	}
-	return nil
+	var held int64 // what the last upload had to leave behind
+	if err := db.QueryRowContext(ctx, `SELECT heldRows FROM tidemark_state`).Scan(&held); err != nil {
+		return fmt.Errorf("look into %s: %w", path, explain(err))
+	}
+	switch {
+	case held >= dirty:
+		return fmt.Errorf("%s has changes that the server does not take (%d): `pipeline failed` lists them, with what helps; or move it away: %w", path, dirty, ErrUnsynced)
+	case held > 0:
+		return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away; the server did not take %d of them, see `pipeline failed`: %w", path, dirty, held, ErrUnsynced)
+	}
+	return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away: %w", path, dirty, ErrUnsynced)
 }
 
 // CheckNewest fails with ErrRolledBack when the file at path knows of a snapshot that
