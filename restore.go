@@ -27,7 +27,7 @@ type Restored struct {
 	// see RestoreKeepUnsynced.
 	Kept string `json:"kept,omitempty"`
 	// Conflicts counts those of the file that was there before which were carried over.
-	Conflicts int64             `json:"conflicts"`
+	Conflicts int64 `json:"conflicts"`
 	// Bytes is the size of the database, StoredBytes that of the snapshot's objects. What
 	// of them was here already was not downloaded again, see Store.
 	Bytes       int64             `json:"bytes"`

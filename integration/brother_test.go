@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -412,7 +413,7 @@ func TestAStoreThatMoves(t *testing.T) {
 	a.sync()
 	bucket := f.store()
 	for i := range 4 {
-		a = f.onStore(placed{bucket, fmt.Sprint(i)}).on(a.path, a.db, tidemark.WithBackup(10, 24*time.Hour, 4))
+		a = f.onStore(placed{bucket, strconv.Itoa(i)}).on(a.path, a.db, tidemark.WithBackup(10, 24*time.Hour, 4))
 		a.notes(3)
 		if r := a.sync(); (r.Snapshot != nil) != (i == 3) {
 			t.Errorf("after %d rows: snapshot %v", 3*(i+1), r.Snapshot)

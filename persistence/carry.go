@@ -14,7 +14,7 @@ import (
 // else's rows: they stay in their file, which then has to be kept.
 func (r Restoration) carry(ctx context.Context, db *sql.DB, path string) (added int64, keep bool, err error) {
 	if st, err := os.Stat(path); err != nil || st.Size() == 0 {
-		return 0, false, nil //nolint:nilerr // there is nothing to carry
+		return 0, false, nil
 	}
 	conn, err := db.Conn(ctx)
 	if err != nil {
