@@ -23,8 +23,8 @@ import (
 type Restored struct {
 	Generation string `json:"generation"`
 	DeviceID   string `json:"deviceId"`
-	// Kept is the file that was there before, if it had rows that no other device has;
-	// see RestoreKeepUnsynced.
+	// Kept is the file that was there before, if it had rows that no other device has, or
+	// conflicts of another scope; see RestoreKeepUnsynced.
 	Kept string `json:"kept,omitempty"`
 	// Conflicts counts those of the file that was there before which were carried over.
 	Conflicts int64 `json:"conflicts"`

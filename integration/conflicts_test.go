@@ -462,7 +462,7 @@ func TestConflictsOfAnotherScopeAreNotCarriedOver(t *testing.T) {
 	quarrel(t, a, b, "notebook", `UPDATE notebook SET name = 'from a'`, `UPDATE notebook SET name = 'from b'`)
 	_ = b.db.Close()
 	now := tidemark.RestoreAsOf(time.Now().Add(time.Minute)) // named: that the file knows another snapshot is no reason
-	if _, err := tidemark.Restore(t.Context(), b.path, other.store(), now); !errors.Is(err, tidemark.ErrUnsynced) || !strings.Contains(err.Error(), "1 version that lost a conflict") {
+	if _, err := tidemark.Restore(t.Context(), b.path, other.store(), now); !errors.Is(err, tidemark.ErrUnsynced) || !strings.Contains(err.Error(), "conflicts of "+b.path+" over: they are of another scope than the snapshot (1)") {
 		t.Fatalf("restored over them: %v", err)
 	}
 	r, err := tidemark.Restore(t.Context(), b.path, other.store(), now, tidemark.RestoreKeepUnsynced())

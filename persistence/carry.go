@@ -41,11 +41,7 @@ func (r Restoration) carry(ctx context.Context, db *sql.DB, path string) (added 
 		if r.Keep != "" {
 			return 0, true, nil
 		}
-		versions := "1 version"
-		if n != 1 {
-			versions = fmt.Sprintf("%d versions", n)
-		}
-		return 0, false, fmt.Errorf("%s has %s that lost a conflict, and is of another scope than the snapshot: discard them (pipeline conflicts), or move it away: %w", path, versions, ErrUnsynced)
+		return 0, false, fmt.Errorf("they are of another scope than the snapshot (%d): discard them (pipeline conflicts), or move the file away: %w", n, ErrUnsynced)
 	}
 	restoredOn := "NULL"
 	var there bool

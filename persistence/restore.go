@@ -344,7 +344,7 @@ func (r Restoration) inspect(ctx context.Context, tmp, over string) (in Installe
 		return in, explain(err)
 	}
 	if in.Conflicts, in.keep, err = r.carry(ctx, db, over); err != nil {
-		return in, err
+		return in, fmt.Errorf("carry the conflicts of %s over: %w", over, err)
 	}
 	if err := drain(ctx, db, `PRAGMA wal_checkpoint(TRUNCATE)`); err != nil {
 		return in, explain(err)
