@@ -43,7 +43,7 @@ func (s *Store) failed(ctx context.Context, op string, err error) error {
 	if ctx.Err() != nil {
 		return ended(ctx, "s3: "+op)
 	}
-	err = withoutURLs(brief(err))
+	err = withoutURLs(err)
 	if ask := (*signError)(nil); errors.As(err, &ask) {
 		if messages.Class(ask) == "bug" {
 			return fmt.Errorf("s3: %s: %w: %w", op, messages.ErrUnavailable, err)
@@ -57,8 +57,6 @@ func (s *Store) failed(ctx context.Context, op string, err error) error {
 	switch {
 	case errors.Is(class, messages.ErrNotFound) && errorCode(err) == "NoSuchBucket":
 		remedy = fmt.Sprintf("create the bucket %s or correct its name", s.bucket)
-	case remedy == regionRemedy && regionOf(err) != "":
-		remedy = fmt.Sprintf("the bucket is in %s: set the region (?region=%[1]s in its URL)", regionOf(err))
 	case errors.Is(class, messages.ErrUnauthorized) && remedy == "":
 		remedy = "allow this account s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket and s3:AbortMultipartUpload on bucket " + s.bucket
 	}
@@ -67,42 +65,6 @@ func (s *Store) failed(ctx context.Context, op string, err error) error {
 		return fmt.Errorf("s3: %s: %w: %s: %w", op, class, remedy, said)
 	}
 	return messages.WithRetryAfter(fmt.Errorf("s3: %s: %w: %w", op, class, said), retryAfter(err))
-}
-
-// answer says of an error what the server said, and not which call it was, the status and
-// the ids, which only the server's people can look up.
-type answer struct {
-	error
-	text string
-}
-
-func (a answer) Error() string { return a.text }
-func (a answer) Unwrap() error { return a.error }
-
-func brief(err error) error {
-	api, ok := errors.AsType[smithy.APIError](err)
-	if !ok || api.ErrorCode() == "" || api.ErrorCode() == "UnknownError" || aboutCredentials(err) {
-		return err
-	}
-	return answer{err, strings.TrimSuffix(api.ErrorCode()+": "+api.ErrorMessage(), ": ")}
-}
-
-var expecting = regexp.MustCompile(`expecting ['"]([a-z0-9-]{1,40})['"]`)
-
-var regionName = regexp.MustCompile(`^[a-z0-9-]{1,40}$`)
-
-// regionOf is where the server says that the bucket is; "" when it does not.
-func regionOf(err error) string {
-	var resp *smithyhttp.ResponseError
-	if errors.As(err, &resp) && resp.Response != nil && resp.Response.Response != nil {
-		if r := resp.Response.Header.Get("X-Amz-Bucket-Region"); regionName.MatchString(r) {
-			return r
-		}
-	}
-	if m := expecting.FindStringSubmatch(err.Error()); m != nil {
-		return m[1]
-	}
-	return ""
 }
 
 // sent are the credentials of the request that err answers: an answer may quote them.

@@ -254,7 +254,7 @@ func (u *upload) abort(ctx context.Context, id *string) error {
 	defer cancel()
 	_, err := u.s.client.AbortMultipartUpload(call, &s3.AbortMultipartUploadInput{Bucket: &u.s.bucket, Key: u.key, UploadId: id}, counted(&u.requests))
 	if err != nil && errorCode(err) != "NoSuchUpload" {
-		return fmt.Errorf("the parts sent so far stay in bucket %s until its lifecycle rule or `aws s3api abort-multipart-upload` removes them: %s", u.s.bucket, withoutURLs(brief(err)).Error())
+		return fmt.Errorf("the parts sent so far stay in bucket %s until its lifecycle rule or `aws s3api abort-multipart-upload` removes them: %s", u.s.bucket, withoutURLs(err).Error())
 	}
 	return nil
 }

@@ -216,45 +216,6 @@ func TestWrongBucketKeyAndSecret(t *testing.T) {
 	}
 }
 
-// An error says what is wrong, then what the server said, and no ids that only the
-// server's people can look up.
-func TestErrorsSayWhatIsWrong(t *testing.T) {
-	srv := servers.S3(t)
-	cfg := Config{Bucket: srv.Bucket, Region: "eu-north-1", Endpoint: srv.Endpoint}
-	for what, err := range everyCall(t.Context(), open(t, cfg, srv.AccessKey, srv.SecretKey)) {
-		saysOnly(t, "wrong region: "+what, err, "the bucket is in "+srv.Region+": set the region")
-	}
-	cfg.Region = srv.Region
-	for what, err := range everyCall(t.Context(), open(t, cfg, srv.AccessKey, "wrong")) {
-		saysOnly(t, "wrong secret: "+what, err, "SignatureDoesNotMatch: ")
-	}
-	// What Amazon says of a bucket that is elsewhere.
-	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body)
-		w.Header().Set("X-Amz-Bucket-Region", "eu-west-3")
-		w.Header().Set("X-Amz-Request-Id", "4442587FB7D0A2F9")
-		w.Header().Set("X-Amz-Id-2", "a long one")
-		w.WriteHeader(http.StatusMovedPermanently)
-		_, _ = io.WriteString(w, "<Error><Code>PermanentRedirect</Code><Message>The bucket you are attempting to access must be addressed using the specified endpoint.</Message></Error>")
-	}))
-	defer elsewhere.Close()
-	for what, err := range everyCall(t.Context(), open(t, Config{Bucket: "b", Endpoint: elsewhere.URL}, "a", "s")) {
-		saysOnly(t, "a redirect: "+what, err, "the bucket is in eu-west-3: set the region")
-	}
-}
-
-func saysOnly(t *testing.T, what string, err error, want string) {
-	t.Helper()
-	if err == nil {
-		t.Errorf("%s: no error", what)
-		return
-	}
-	text := err.Error()
-	if !strings.Contains(text, want) || strings.Contains(text, "RequestID") || strings.Contains(text, "HostID") || strings.Contains(text, "operation error") || len(text) > 300 {
-		t.Errorf("%s, %d bytes: %s", what, len(text), text)
-	}
-}
-
 func TestNobodyListens(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -122,7 +122,7 @@ func (a *app) tellStatus(st tidemark.Status) {
 		if e.Table != "" {
 			where += " of " + e.Table
 		}
-		row("last error", ago(e.FailedOn)+", "+fit(where, 60)+": "+fit(failure(e.Stage, e.Error), 300))
+		row("last error", ago(e.FailedOn)+", "+fit(where, 60)+": "+fit(e.Error, 300))
 	}
 	if st.Snapshot == nil {
 		row("snapshot", "none known")
@@ -149,17 +149,6 @@ func (a *app) tellStatus(st tidemark.Status) {
 	default:
 		row("clock", "right")
 	}
-}
-
-// failure is the error of a step, which starts with its class: without its stage, which
-// the line has already, and without the class where the text has it once more.
-func failure(stage, text string) string {
-	class, rest, ok := strings.Cut(text, ": ")
-	if !ok {
-		return text
-	}
-	rest = strings.Replace(strings.TrimPrefix(rest, stage+": "), ": "+class+": ", ": ", 1)
-	return class + ": " + strings.TrimSuffix(rest, ": "+class)
 }
 
 // since is how long ago a moment was.

@@ -140,7 +140,7 @@ func (a *app) tellTrace(t tidemark.CycleTrace, p tidemark.Prices) {
 		}
 		a.out.printf(row, stageWidth, fit(stage, stageWidth), tableWidth, fit(s.Table, tableWidth), some(s.Rows, thousands), some(s.Bytes, size), milliseconds(s.Ms), bar(s.AtMs, s.Ms, t.Ms))
 		if s.Error != "" {
-			a.wrap(4, "    ", fit(failure(s.Stage, s.Error), 300))
+			a.wrap(4, "    ", fit(s.Error, 300))
 		}
 	}
 	a.out.printf("\n")
