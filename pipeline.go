@@ -27,7 +27,9 @@ type Remote interface {
 }
 
 // SnapshotStore is the bucket, or a prefix of one. adapters/s3, adapters/file and
-// adapters/memory have one.
+// adapters/memory have one. It may have a method Place() string, which says where it is,
+// the same in every process: then a device notices that it is given another store, and
+// looks which snapshots are in it.
 type SnapshotStore interface {
 	stages.ObjectStore
 }
@@ -40,6 +42,7 @@ type Pipeline struct {
 	db     *bun.DB
 	remote Remote
 	store  SnapshotStore
+	place  string // of the store
 	local  *persistence.Local
 	set    settings
 	lock   *flock.Flock // nil for a database in memory
@@ -62,7 +65,7 @@ func New(ctx context.Context, db *bun.DB, remote Remote, store SnapshotStore, op
 	}
 	p.remote = watchedRemote{remote, p.set.tracer}
 	if store != nil {
-		p.store = watchedStore{store, p.set.tracer}
+		p.store, p.place = watchedStore{store, p.set.tracer}, placeOf(store)
 	}
 	var err error
 	if p.local, err = persistence.Open(ctx, db, p.set.device); err != nil {
@@ -84,6 +87,14 @@ func New(ctx context.Context, db *bun.DB, remote Remote, store SnapshotStore, op
 		p.lock = flock.New(lockName(path))
 	}
 	return p, nil
+}
+
+// placeOf is where a store is; "" when it does not tell.
+func placeOf(store SnapshotStore) string {
+	if s, ok := store.(interface{ Place() string }); ok {
+		return s.Place()
+	}
+	return ""
 }
 
 func (p *Pipeline) objects() stages.ObjectStore {
@@ -125,8 +136,8 @@ func Topology() Graph {
 func (p *Pipeline) Sync(ctx context.Context) (Report, error) { return p.sync(ctx, mode{}) }
 
 // SyncFull runs one cycle that compares every document with every row, not only
-// what is new: it finds documents that somebody wrote who is no device. It is
-// billed one read a document.
+// what is new: it finds documents that somebody wrote who is no device, and makes a
+// snapshot when the store was emptied. It is billed one read a document.
 func (p *Pipeline) SyncFull(ctx context.Context) (Report, error) {
 	return p.sync(ctx, mode{full: true})
 }
@@ -159,6 +170,7 @@ func (p *Pipeline) sync(ctx context.Context, m mode) (report Report, err error) 
 		return Report{}, err
 	}
 	p.local.ForSnapshots(p.remote.Scope(), p.set.encrypt)
+	p.local.InStore(p.place, m.full)
 	cycle := newCycle()
 	ctx, ended := p.begin(ctx, cycle, m.full)
 	defer func() { ended(report, err) }()

@@ -23,12 +23,17 @@ import (
 type Restored struct {
 	Generation string `json:"generation"`
 	DeviceID   string `json:"deviceId"`
-	// Kept is the file that was there before, if it had rows that no other device has;
-	// see RestoreKeepUnsynced.
-	Kept      string            `json:"kept,omitempty"`
-	Bytes     int64             `json:"bytes"`
-	Encrypted bool              `json:"encrypted"`
-	Store     messages.StoreUse `json:"store"`
+	// Kept is the file that was there before, if it had rows that no other device has, or
+	// conflicts of another scope; see RestoreKeepUnsynced.
+	Kept string `json:"kept,omitempty"`
+	// Conflicts counts those of the file that was there before which were carried over.
+	Conflicts int64 `json:"conflicts"`
+	// Bytes is the size of the database, StoredBytes that of the snapshot's objects. What
+	// of them was here already was not downloaded again, see Store.
+	Bytes       int64             `json:"bytes"`
+	StoredBytes int64             `json:"storedBytes"`
+	Encrypted   bool              `json:"encrypted"`
+	Store       messages.StoreUse `json:"store"`
 }
 
 type restoreSettings struct {
@@ -101,7 +106,8 @@ func restoring(opts []RestoreOption) (restoreSettings, persistence.Opener, error
 // lost device. It is checked first (checksum, integrity, foreign keys, version) and
 // gets an installation id of its own; until then nothing at path is touched. A file
 // there with rows that were never uploaded is refused with ErrUnsynced, and one that
-// knows a newer snapshot than the store's newest with ErrRolledBack. A download that was
+// knows a newer snapshot than the store's newest with ErrRolledBack. Its conflicts are
+// carried over; those of another scope are refused like rows. A download that was
 // cut off goes on where it was, also in another process. The next Sync
 // downloads what came after the snapshot.
 func Restore(ctx context.Context, path string, store SnapshotStore, opts ...RestoreOption) (Restored, error) {
@@ -116,6 +122,10 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 	if err := persistence.CheckDestination(ctx, path, open); err != nil && !(s.keep && errors.Is(err, ErrUnsynced)) {
 		return out, fmt.Errorf("restore: %w", err)
 	}
+	r, err := s.find(ctx, store, open, path, &out.Store)
+	if err != nil { // before anything is made beside a file that may not even be there
+		return out, fmt.Errorf("restore: %w", err)
+	}
 	lock := flock.New(lockName(path))
 	if ok, err := lock.TryLock(); err != nil {
 		return out, fmt.Errorf("restore: %s cannot be written: %w", path, errors.Join(ErrReadOnly, err))
@@ -127,15 +137,13 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 		return out, fmt.Errorf("restore: %w", err)
 	}
 	download := persistence.DownloadFolder(path)
-	r, err := s.fetch(ctx, store, open, download, path, &out.Store)
-	if err == nil {
-		var kept bool
+	var in persistence.Installed
+	if err = s.fetch(ctx, store, &r, download, &out.Store); err == nil {
 		if s.keep {
 			r.Keep = persistence.KeptName(path, time.Now().UTC().Format("20060102T150405.000Z"))
 		}
-		if out.DeviceID, kept, err = r.Install(ctx, path); kept {
-			out.Kept = r.Keep
-		}
+		in, err = r.Install(ctx, path)
+		out.Kept = in.Kept
 	}
 	if err != nil {
 		if ctx.Err() == nil && !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrWrongKey) {
@@ -143,7 +151,8 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 		}
 		return out, fmt.Errorf("restore: %w", err)
 	}
-	out.Generation, out.Bytes, out.Encrypted = r.Snapshot.Generation, r.Snapshot.RawSize, r.Snapshot.Encrypted
+	out.DeviceID, out.Conflicts = in.ID, in.Conflicts
+	out.Generation, out.Bytes, out.StoredBytes, out.Encrypted = r.Snapshot.Generation, r.Snapshot.RawSize, r.Snapshot.Download(), r.Snapshot.Encrypted
 	_ = os.RemoveAll(download) // what stays is in nobody's way
 	return out, nil
 }
@@ -166,7 +175,10 @@ func Verify(ctx context.Context, store SnapshotStore, opts ...RestoreOption) (ou
 		return out, fmt.Errorf("verify: make room: %w", err)
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	r, err := s.fetch(ctx, store, open, filepath.Join(dir, "download"), "", &out.Store)
+	r, err := s.find(ctx, store, open, "", &out.Store)
+	if err == nil {
+		err = s.fetch(ctx, store, &r, filepath.Join(dir, "download"), &out.Store)
+	}
 	if err == nil {
 		err = r.Verify(ctx, dir)
 	}
@@ -177,10 +189,9 @@ func Verify(ctx context.Context, store SnapshotStore, opts ...RestoreOption) (ou
 	return out, nil
 }
 
-// fetch chooses a snapshot and downloads its objects into a folder. path, unless empty,
-// is the file that it would replace.
-func (s restoreSettings) fetch(ctx context.Context, store SnapshotStore, open persistence.Opener, dir, path string, use *messages.StoreUse) (persistence.Restoration, error) {
-	r := persistence.Restoration{Open: open, Encryption: s.encryption, Scope: s.scope, Tell: s.progress}
+// find chooses a snapshot. path, unless empty, is the file that it would replace.
+func (s restoreSettings) find(ctx context.Context, store SnapshotStore, open persistence.Opener, path string, use *messages.StoreUse) (persistence.Restoration, error) {
+	r := persistence.Restoration{Open: open, Encryption: s.encryption, Scope: s.scope, Store: placeOf(store), Tell: s.progress}
 	m, _, err := stages.ReadManifest(ctx, store, use)
 	if errors.Is(err, messages.ErrNotFound) {
 		return r, fmt.Errorf("there is no snapshot in this store yet: sync a device with it first, or check the URL: %w", err)
@@ -199,8 +210,13 @@ func (s restoreSettings) fetch(ctx context.Context, store SnapshotStore, open pe
 			return r, err
 		}
 	}
+	return r, nil
+}
+
+// fetch downloads the snapshot's objects into a folder.
+func (s restoreSettings) fetch(ctx context.Context, store SnapshotStore, r *persistence.Restoration, dir string, use *messages.StoreUse) (err error) {
 	r.Objects, err = persistence.Fetch(ctx, store, r.Snapshot, dir, use, func(done, total int64) { s.progress(PhaseDownload, done, total) })
-	return r, err
+	return err
 }
 
 func (s restoreSettings) opener() (persistence.Opener, error) {

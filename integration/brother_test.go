@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -320,3 +321,109 @@ func TestAStoreWithoutConditionsIsRefused(t *testing.T) {
 	}
 	f.restore("b").sync()
 }
+
+// A device in step that is given another store looks into it, once, and makes a snapshot
+// there when it has none.
+func TestAnotherStore(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, oneTable)
+	a := f.device("a")
+	a.notes(3)
+	first := a.sync()
+	b := f.device("b")
+	b.sync()
+	// used is what the store was asked for by a cycle that moves nothing.
+	used := func(d *device, full bool) (tidemark.Report, int64) {
+		t.Helper()
+		sync := d.p.Sync
+		if full {
+			sync = d.p.SyncFull
+		}
+		r, err := sync(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r, r.Store.Gets + r.Store.Puts
+	}
+	bucket := memory.NewBucket()
+	other := f.onStore(bucket.Store())
+	for name, d := range map[string]*device{"Big Brother": a, "another device": b} {
+		if _, n := used(d, false); n != 0 {
+			t.Errorf("%s, in step: %d requests", name, n)
+		}
+	}
+	a = other.on(a.path, a.db)
+	r, _ := used(a, false)
+	if r.Snapshot == nil || *r.Snapshot != manifest(t, bucket.Store()).Current.Generation || len(r.Warnings) != 1 {
+		t.Fatalf("a store without a snapshot: %+v", r)
+	}
+	second := *r.Snapshot
+	knows := func(d *device, generation string) {
+		t.Helper()
+		st, err := d.p.Status(t.Context())
+		if err != nil || st.Snapshot == nil || st.Snapshot.Generation != generation {
+			t.Errorf("%s knows of %+v, %v; want %s", filepath.Base(d.path), st.Snapshot, err, generation)
+		}
+	}
+	knows(a, second)
+	b = other.on(b.path, b.db)
+	if r, n := used(b, false); r.Snapshot != nil || n != 1 {
+		t.Errorf("a store that has one: %d requests, %+v", n, r)
+	}
+	knows(b, second)
+	b = f.on(b.path, b.db) // and back
+	if r, n := used(b, false); r.Snapshot != nil || n != 1 || len(r.Warnings) != 0 {
+		t.Errorf("a store that has one: %d requests, %+v", n, r)
+	}
+	knows(b, *first.Snapshot)
+	for name, d := range map[string]*device{"Big Brother": a, "another device": b} {
+		if _, n := used(d, false); n != 0 {
+			t.Errorf("%s asks for ever: %d requests", name, n)
+		}
+	}
+
+	// What was restored knows where it came from.
+	c := other.restore("c")
+	if _, n := used(c, false); n != 0 {
+		t.Errorf("a restored file: %d requests", n)
+	}
+
+	// One that was emptied is found out by a full sync, as all that nobody announced.
+	if r, n := used(a, true); n != 1 || r.Snapshot != nil {
+		t.Errorf("a full sync: %d requests, %+v", n, r)
+	}
+	if err := bucket.Store().Delete(t.Context(), messages.ManifestKey); err != nil {
+		t.Fatal(err)
+	}
+	if r, n := used(c, false); n != 0 || r.Snapshot != nil {
+		t.Errorf("an emptied store: %d requests, %+v", n, r)
+	}
+	if r, _ := used(c, true); r.Snapshot == nil || len(r.Warnings) != 1 {
+		t.Errorf("an emptied store, a full sync: %+v", r)
+	}
+}
+
+// A store that is another one in every process, such as a server on a port of its own,
+// does not keep changes from being counted.
+func TestAStoreThatMoves(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, oneTable)
+	a := f.device("a")
+	a.notes(1)
+	a.sync()
+	bucket := f.store()
+	for i := range 4 {
+		a = f.onStore(placed{bucket, strconv.Itoa(i)}).on(a.path, a.db, tidemark.WithBackup(10, 24*time.Hour, 4))
+		a.notes(3)
+		if r := a.sync(); (r.Snapshot != nil) != (i == 3) {
+			t.Errorf("after %d rows: snapshot %v", 3*(i+1), r.Snapshot)
+		}
+	}
+}
+
+type placed struct {
+	tidemark.SnapshotStore
+	place string
+}
+
+func (p placed) Place() string { return p.place }

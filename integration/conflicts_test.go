@@ -392,3 +392,89 @@ func TestConflictsAreRestoredDuringSyncs(t *testing.T) {
 		t.Errorf("restored: %s", got)
 	}
 }
+
+// A restore over a file leaves its conflicts, which no snapshot has yet.
+func TestARestoreCarriesConflictsOver(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, notesSchema)
+	a := f.device("a")
+	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
+	a.exec(`INSERT INTO note (id, notebook, title, body) VALUES (10, 1, 'shopping', x'00ff')`)
+	a.sync()
+	b := f.device("b")
+	b.sync()
+	lost := quarrel(t, a, b, "note", `UPDATE note SET title = 'from a'`, `UPDATE note SET title = 'from b'`)
+	b.restoreConflict(lost.ID)
+	b.sync()
+	before, err := json.Marshal(b.conflicts())
+	if err != nil {
+		t.Fatal(err)
+	}
+	over := func(carried int64) {
+		t.Helper()
+		_ = b.db.Close()
+		r, err := tidemark.Restore(t.Context(), b.path, f.store())
+		if err != nil || r.Conflicts != carried || r.Kept != "" {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		b = f.on(b.path, openDB(t, b.path))
+		after, err := json.Marshal(b.conflicts())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(after) != string(before) {
+			t.Errorf("conflicts\nbefore %s\nafter  %s", before, after)
+		}
+	}
+	over(2)
+	if err := b.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b = f.on(b.path, openDB(t, b.path), tidemark.WithBackup(1, time.Hour, 4), tidemark.WithTakeover(0))
+	b.sync() // downloads what came after the snapshot
+	a.exec(`UPDATE note SET title = 'a third'`)
+	a.sync()
+	b.exec(`UPDATE note SET body = 'a fourth'`)
+	b.sync() // and the next snapshot has the conflicts
+	list, err := json.Marshal(b.conflicts())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before = list
+	over(0)
+	if got := b.restoreConflict(b.conflicts()[len(b.conflicts())-1].ID); got.Did != "updated" {
+		t.Errorf("what came over: %+v", got)
+	}
+}
+
+// What lost a conflict of one account is not for the next one's database.
+func TestConflictsOfAnotherScopeAreNotCarriedOver(t *testing.T) {
+	t.Parallel()
+	f, other := newFleet(t, notesSchema), newFleet(t, notesSchema)
+	x := other.device("x")
+	x.exec(`INSERT INTO notebook (id, name) VALUES (1, 'theirs')`)
+	x.sync()
+	a := f.device("a")
+	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
+	a.sync()
+	b := f.device("b")
+	b.sync()
+	quarrel(t, a, b, "notebook", `UPDATE notebook SET name = 'from a'`, `UPDATE notebook SET name = 'from b'`)
+	_ = b.db.Close()
+	now := tidemark.RestoreAsOf(time.Now().Add(time.Minute)) // named: that the file knows another snapshot is no reason
+	if _, err := tidemark.Restore(t.Context(), b.path, other.store(), now); !errors.Is(err, tidemark.ErrUnsynced) || !strings.Contains(err.Error(), "conflicts of "+b.path+" over: they are of another scope than the snapshot (1)") {
+		t.Fatalf("restored over them: %v", err)
+	}
+	r, err := tidemark.Restore(t.Context(), b.path, other.store(), now, tidemark.RestoreKeepUnsynced())
+	if err != nil || r.Kept == "" || r.Conflicts != 0 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	b = other.on(b.path, openDB(t, b.path))
+	if n := len(b.conflicts()); n != 0 {
+		t.Errorf("%d conflicts of somebody else", n)
+	}
+	kept := f.on(r.Kept, openDB(t, r.Kept))
+	if n := len(kept.conflicts()); n != 1 {
+		t.Errorf("the kept file has %d conflicts", n)
+	}
+}

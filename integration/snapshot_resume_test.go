@@ -92,6 +92,9 @@ func TestARestoreThatWasGivenUpGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.a.holds(s.path)
+	if third.StoredBytes != total {
+		t.Errorf("a snapshot of %d bytes, want %d, whatever was here before", third.StoredBytes, total)
+	}
 	manifests := 3 * int64(len(get(t, s.store(), messages.ManifestKey)))
 	if got := first.Store.BytesDown + second.Store.BytesDown + third.Store.BytesDown; got != total+manifests {
 		t.Errorf("%d bytes were downloaded of %d", got, total+manifests)

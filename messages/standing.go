@@ -105,6 +105,9 @@ type BackupStanding struct {
 	Now, KnownSince, DueSince int64
 	// Encrypts: a snapshot made here is encrypted.
 	Encrypts bool
+	// Look: whether that snapshot is in the store is to be looked up, although nothing
+	// is due. It is another store, or the owner wants to know.
+	Look bool
 }
 
 // Health is a database's state for people: what status shows.

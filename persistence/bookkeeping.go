@@ -270,7 +270,8 @@ var laterColumns = []struct{ table, name, declaration string }{
 	{"tidemark_state", "forgottenOn", "INTEGER NOT NULL DEFAULT 0"},  // ms, when this device was forgotten; 0: it was not
 	{"tidemark_DownloadedTracker", "completeTill", "INTEGER NOT NULL DEFAULT 0"},
 	{"tidemark_tombstones", "above", "INTEGER NOT NULL DEFAULT 0"},
-	{"tidemark_state", "snapshotEncrypted", "INTEGER"}, // whether it is; NULL: not known
+	{"tidemark_state", "snapshotEncrypted", "INTEGER"},      // whether it is; NULL: not known
+	{"tidemark_state", "store", "TEXT NOT NULL DEFAULT ''"}, // that it is in; '': not known
 }
 
 // createBookkeeping creates our tables where they are missing and the one row of

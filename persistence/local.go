@@ -18,6 +18,8 @@ type Local struct {
 
 	scope string     // that snapshots are bound to
 	enc   Encryption // of snapshots; nil is none
+	store string     // that snapshots are in; "" when it does not tell
+	look  bool       // into the store, in any case
 
 	mu        sync.Mutex // guards what follows
 	resolvers map[string]Resolver

@@ -49,6 +49,8 @@ type Restoration struct {
 	// Keep, unless empty, is the name that a file gets which is at the destination and has
 	// what no other device has; without it such a file is a refusal.
 	Keep string
+	// Store is the one that the snapshot is in, "" when it does not tell.
+	Store string
 	// Tell, unless nil, hears how far it is: bytes of the file while it is unpacked.
 	Tell func(phase string, done, total int64)
 }
@@ -77,49 +79,61 @@ func (r Restoration) Acceptable() error {
 
 // Install puts the snapshot in place of the file at path: everything is checked on a
 // temporary copy beside it, which then takes the destination's name in one step.
-// Until then nothing at the destination is touched. It returns the new installation
-// id, and whether the file that was there was kept.
-func (r Restoration) Install(ctx context.Context, path string) (id string, kept bool, err error) {
+// Until then nothing at the destination is touched.
+func (r Restoration) Install(ctx context.Context, path string) (in Installed, err error) {
 	if err := r.Acceptable(); err != nil {
-		return "", false, err
+		return in, err
 	}
 	if _, err := r.destination(ctx, path); err != nil {
-		return "", false, err
+		return in, err
 	}
 	dir, err := tempBeside(path)
 	if err != nil {
-		return "", false, fmt.Errorf("make room beside %s: %w", path, explain(err))
+		return in, fmt.Errorf("make room beside %s: %w", path, explain(err))
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	tmp := filepath.Join(dir, "restored.db")
 	if err := r.unpack(ctx, tmp); err != nil {
-		return "", false, err
+		return in, err
 	}
 	r.tell(PhaseCheck, 0, 1)
-	if id, err = r.inspect(ctx, tmp, true); err != nil {
-		return "", false, err
+	if in, err = r.inspect(ctx, tmp, path); err != nil {
+		return in, err
 	}
 	r.tell(PhaseInstall, 0, 1)
 	if err := syncFile(tmp); err != nil {
-		return "", false, fmt.Errorf("write the restored file: %w", explain(err))
+		return in, fmt.Errorf("write the restored file: %w", explain(err))
 	}
-	if kept, err = r.destination(ctx, path); err != nil { // somebody may have written meanwhile
-		return "", false, err
+	kept, err := r.destination(ctx, path) // somebody may have written meanwhile
+	if err != nil {
+		return in, err
 	}
 	// The old file's journal would be replayed into the new one.
 	if err := retire(ctx, path, r.Open); err != nil {
-		return "", false, err
+		return in, err
 	}
-	if kept {
+	if kept || in.keep {
 		if err := keep(path, r.Keep); err != nil {
-			return "", false, err
+			return in, err
 		}
+		in.Kept = r.Keep
 	}
 	if err := os.Rename(tmp, path); err != nil {
-		return "", kept, fmt.Errorf("put the restored file in place: %w", err)
+		return in, fmt.Errorf("put the restored file in place: %w", err)
 	}
 	_ = os.Remove(path + pagesSuffix) // it was the old file's
-	return id, kept, syncDir(filepath.Dir(path))
+	return in, syncDir(filepath.Dir(path))
+}
+
+// Installed is what Install did.
+type Installed struct {
+	// ID is the new installation id, Kept the name of the file that was there, if it was
+	// kept.
+	ID, Kept string
+	// Conflicts counts those of that file that were carried over.
+	Conflicts int64
+
+	keep bool
 }
 
 // destination reports whether the file at path has to be kept.
@@ -160,7 +174,7 @@ func (r Restoration) Verify(ctx context.Context, dir string) (err error) {
 		return err
 	}
 	r.tell(PhaseCheck, 0, 1)
-	_, err = r.inspect(ctx, tmp, false)
+	_, err = r.inspect(ctx, tmp, "")
 	return err
 }
 
@@ -227,10 +241,20 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 			return fmt.Errorf("table %q of %s is excluded from sync and has rows, which would be lost: move the file away first: %w", t.Name, path, ErrUnsynced)
 		}
 	}
-	if dirty += n; dirty > 0 {
-		return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away: %w", path, dirty, ErrUnsynced)
+	if dirty += n; dirty == 0 {
+		return nil
 	}
-	return nil
+	var held int64 // what the last upload had to leave behind
+	if err := db.QueryRowContext(ctx, `SELECT heldRows FROM tidemark_state`).Scan(&held); err != nil {
+		return fmt.Errorf("look into %s: %w", path, explain(err))
+	}
+	switch {
+	case held >= dirty:
+		return fmt.Errorf("%s has changes that the server does not take (%d): `pipeline failed` lists them, with what helps; or move it away: %w", path, dirty, ErrUnsynced)
+	case held > 0:
+		return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away; the server did not take %d of them, see `pipeline failed`: %w", path, dirty, held, ErrUnsynced)
+	}
+	return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away: %w", path, dirty, ErrUnsynced)
 }
 
 // CheckNewest fails with ErrRolledBack when the file at path knows of a snapshot that
@@ -264,62 +288,68 @@ func KnowsOf(ctx context.Context, db queryer, newest messages.Snapshot) error {
 	return nil
 }
 
-// inspect checks an unpacked file and, when it is to be used, gives it an identity of
-// its own.
-func (r Restoration) inspect(ctx context.Context, tmp string, use bool) (id string, err error) {
+// inspect checks an unpacked file and, when it is to take the place of the one at over,
+// gives it an identity of its own, and that one's conflicts.
+func (r Restoration) inspect(ctx context.Context, tmp, over string) (in Installed, err error) {
 	snap := r.Snapshot
 	db, err := r.Open(tmp)
 	if err != nil {
-		return "", fmt.Errorf("open the restored file: %w", err)
+		return in, fmt.Errorf("open the restored file: %w", err)
 	}
 	db.SetMaxOpenConns(1)
 	defer func() { err = errors.Join(err, db.Close()) }()
 	if err := harmless(ctx, db); err != nil {
-		return "", fmt.Errorf("snapshot %s: %w", snap.Generation, err)
+		return in, fmt.Errorf("snapshot %s: %w", snap.Generation, err)
 	}
 	var verdict string
 	if err := db.QueryRowContext(ctx, `PRAGMA integrity_check(1)`).Scan(&verdict); err != nil || verdict != "ok" {
-		return "", fmt.Errorf("snapshot %s fails SQLite's integrity check (%s); restore an older one: %w", snap.Generation, verdict, errors.Join(ErrDamaged, explain(err)))
+		return in, fmt.Errorf("snapshot %s fails SQLite's integrity check (%s); restore an older one: %w", snap.Generation, verdict, errors.Join(ErrDamaged, explain(err)))
 	}
 	var version int
 	var owner, scope string
 	if err := db.QueryRowContext(ctx, `SELECT formatVersion, installationId, scope FROM tidemark_state`).Scan(&version, &owner, &scope); err != nil {
-		return "", fmt.Errorf("snapshot %s is not one of tidemark's: %w", snap.Generation, errors.Join(ErrDamaged, explain(err)))
+		return in, fmt.Errorf("snapshot %s is not one of tidemark's: %w", snap.Generation, errors.Join(ErrDamaged, explain(err)))
 	}
 	if version > formatVersion {
-		return "", ErrNewer
+		return in, ErrNewer
 	}
 	var dangling int64
 	err = eachRow(ctx, db, `PRAGMA foreign_key_check`, func(func(...any) error) error { dangling++; return nil })
 	if err != nil && !mismatch(err) {
-		return "", fmt.Errorf("check the foreign keys of snapshot %s: %w", snap.Generation, explain(err))
+		return in, fmt.Errorf("check the foreign keys of snapshot %s: %w", snap.Generation, explain(err))
 	}
 	if dangling > snap.Dangling {
-		return "", fmt.Errorf("snapshot %s has %d rows whose parent is missing, its manifest says %d; restore an older one: %w", snap.Generation, dangling, snap.Dangling, ErrDamaged)
+		return in, fmt.Errorf("snapshot %s has %d rows whose parent is missing, its manifest says %d; restore an older one: %w", snap.Generation, dangling, snap.Dangling, ErrDamaged)
 	}
 	switch {
 	case owner != "":
-		return "", fmt.Errorf("snapshot %s still carries its maker's identity; restore another one: %w", snap.Generation, ErrDamaged)
+		return in, fmt.Errorf("snapshot %s still carries its maker's identity; restore another one: %w", snap.Generation, ErrDamaged)
 	case snap.Format >= 2 && scope != snap.Scope:
-		return "", fmt.Errorf("snapshot %s holds a database of another scope than it says: %w", snap.Generation, ErrDamaged)
+		return in, fmt.Errorf("snapshot %s holds a database of another scope than it says: %w", snap.Generation, ErrDamaged)
 	case r.Scope != "" && scope != "" && scope != r.Scope:
-		return "", fmt.Errorf("snapshot %s: %w: %s, and this is %s: check the store's URL", snap.Generation, ErrOtherScope, scope, r.Scope)
-	case !use:
-		return "", nil
+		return in, fmt.Errorf("snapshot %s: %w: %s, and this is %s: check the store's URL", snap.Generation, ErrOtherScope, scope, r.Scope)
+	case over == "":
+		return in, nil
 	}
-	id = newID()
+	if err := createBookkeeping(ctx, db); err != nil { // an older version may have made it
+		return in, explain(err)
+	}
+	in.ID = newID()
 	seen, err := json.Marshal(snap.Seen)
 	if err != nil {
-		return "", err
+		return in, err
 	}
 	if _, err := db.ExecContext(ctx, `UPDATE tidemark_state SET installationId = ?, seq = 0, recordVersion = 0, recordTables = '{}', registeredOn = 0, applying = 0,
-		backedUp = ?, backedUpOn = ?, generation = ?, maker = ?, changedRows = 0`, id, string(seen), snap.MadeOn, snap.Generation, snap.Device); err != nil {
-		return "", explain(err)
+		backedUp = ?, backedUpOn = ?, generation = ?, maker = ?, changedRows = 0, store = ?`, in.ID, string(seen), snap.MadeOn, snap.Generation, snap.Device, r.Store); err != nil {
+		return in, explain(err)
+	}
+	if in.Conflicts, in.keep, err = r.carry(ctx, db, over); err != nil {
+		return in, fmt.Errorf("carry the conflicts of %s over: %w", over, err)
 	}
 	if err := drain(ctx, db, `PRAGMA wal_checkpoint(TRUNCATE)`); err != nil {
-		return "", explain(err)
+		return in, explain(err)
 	}
-	return id, nil
+	return in, nil
 }
 
 // harmless refuses a database in which something of somebody else's would run when we

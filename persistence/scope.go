@@ -64,7 +64,7 @@ func (l *Local) Reset(ctx context.Context) error {
 			return err
 		}
 		return tx.exec(`UPDATE tidemark_state SET installationId = ?, scope = '', seq = 0, recordVersion = 0, recordTables = '{}', registeredOn = 0, checkedAt = 0,
-			firstAt = 0, cutBroken = 0, backedUp = '{}', backedUpOn = 0, generation = '', maker = '', changedRows = 0, clockOffset = 0, fence = '{}', purgedOn = 0, deletesAllowed = 0, forgottenOn = 0`, newID())
+			firstAt = 0, cutBroken = 0, backedUp = '{}', backedUpOn = 0, generation = '', maker = '', changedRows = 0, store = '', clockOffset = 0, fence = '{}', purgedOn = 0, deletesAllowed = 0, forgottenOn = 0`, newID())
 	})
 	if err != nil {
 		return fmt.Errorf("reset the database: %w", err)

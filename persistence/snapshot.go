@@ -59,6 +59,10 @@ func globEscape(s string) string {
 // not at all.
 func (l *Local) ForSnapshots(scope string, enc Encryption) { l.scope, l.enc = scope, enc }
 
+// InStore says which store the snapshots are in, "" when that is not known, and whether
+// to look there for the newest one although none is due.
+func (l *Local) InStore(store string, look bool) { l.store, l.look = store, look }
+
 // A restore reads a whole snapshot and what changed since, at most so often. Much
 // fewer, and whole ones are uploaded for nothing; many more, and one damaged object
 // takes too many snapshots with it.
@@ -207,7 +211,7 @@ func clean(ctx context.Context, c queryer, scope string, encrypted bool) error {
 		`DELETE FROM tidemark_snapshot.tidemark_turn`,
 		`UPDATE tidemark_snapshot.tidemark_state SET applying = 0, clockOffset = 0, installationId = '', seq = 0, recordVersion = 0,
 			recordTables = '{}', registeredOn = 0, checkedAt = 0, firstAt = 0, cutBroken = 0, schemaVersion = -1, backedUp = '{}', backedUpOn = 0,
-			generation = '', maker = '', snapshotSize = 0, changedRows = 0`,
+			generation = '', maker = '', snapshotSize = 0, changedRows = 0, store = ''`,
 		`DELETE FROM tidemark_snapshot.sqlite_sequence WHERE name LIKE 'tidemark\_%' ESCAPE '\'`,
 	} {
 		if _, err := c.ExecContext(ctx, q); err != nil {

@@ -67,7 +67,7 @@ func TestSnapshotWithoutThePages(t *testing.T) {
 		}
 		open := func(path string) (*sql.DB, error) { return sql.Open("sqlite", path) }
 		restored := filepath.Join(dir, generation+".db")
-		if _, _, err := (Restoration{Snapshot: snap, Objects: []string{object}, Open: open}).Install(t.Context(), restored); err != nil {
+		if _, err := (Restoration{Snapshot: snap, Objects: []string{object}, Open: open}).Install(t.Context(), restored); err != nil {
 			t.Fatal(err)
 		}
 		if got, want := contents(t, openTestDB(t, restored)), contents(t, db); got != want {

@@ -44,10 +44,10 @@ func (l *Local) BackupStanding(ctx context.Context) (messages.BackupStanding, er
 		return b, err
 	}
 	err = l.write(ctx, func(tx *tx) error {
-		var backedUp string
+		var backedUp, store string
 		var seq, checkedAt, held int64
-		if err := tx.row(`SELECT installationId, seq, checkedAt, backedUp, generation, maker, changedRows, heldRows FROM tidemark_state`).
-			Scan(&b.Device, &seq, &checkedAt, &backedUp, &b.Generation, &b.Maker, &b.Changed, &held); err != nil {
+		if err := tx.row(`SELECT installationId, seq, checkedAt, backedUp, generation, maker, changedRows, heldRows, store FROM tidemark_state`).
+			Scan(&b.Device, &seq, &checkedAt, &backedUp, &b.Generation, &b.Maker, &b.Changed, &held, &store); err != nil {
 			return err
 		}
 		b.Dirty = max(dirty-held, 0) // what was held cannot go up as it is, and must not end all backups
@@ -55,6 +55,7 @@ func (l *Local) BackupStanding(ctx context.Context) (messages.BackupStanding, er
 			return fmt.Errorf("the bookkeeping is damaged: %w", err)
 		}
 		b.Open, b.Encrypts = checkedAt != 0, l.enc != nil
+		b.Look = b.Generation != "" && (l.look || store != "" && l.store != "" && store != l.store)
 		if b.Seen, err = tx.seen(); err != nil {
 			return err
 		}
@@ -97,7 +98,8 @@ func (l *Local) AwaitTurn(ctx context.Context) error {
 	return nil
 }
 
-// BackedUp remembers the newest snapshot that we know of.
+// BackedUp remembers the newest snapshot that we know of, and where it is. Of one that
+// we knew the counts go on.
 func (l *Local) BackedUp(ctx context.Context, s messages.Snapshot) error {
 	raw, err := json.Marshal(s.Seen)
 	if err != nil {
@@ -108,8 +110,15 @@ func (l *Local) BackedUp(ctx context.Context, s messages.Snapshot) error {
 		if err != nil {
 			return err
 		}
-		if err := tx.exec(`UPDATE tidemark_state SET backedUp = ?, backedUpOn = ?, generation = ?, maker = ?, snapshotSize = ?, snapshotEncrypted = ?, changedRows = 0`,
-			string(raw), s.MadeOn, s.Generation, s.Device, s.Size, s.Encrypted); err != nil {
+		var was string
+		if err := tx.row(`SELECT generation FROM tidemark_state`).Scan(&was); err != nil {
+			return err
+		}
+		if was == s.Generation {
+			return tx.exec(`UPDATE tidemark_state SET store = ?`, l.store)
+		}
+		if err := tx.exec(`UPDATE tidemark_state SET backedUp = ?, backedUpOn = ?, generation = ?, maker = ?, snapshotSize = ?, snapshotEncrypted = ?, changedRows = 0, store = ?`,
+			string(raw), s.MadeOn, s.Generation, s.Device, s.Size, s.Encrypted, l.store); err != nil {
 			return err
 		}
 		return tx.setTurn(s.Generation, now)

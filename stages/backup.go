@@ -92,14 +92,17 @@ func (s *BackUp) backUp(ctx context.Context, counts *messages.Counts) (string, e
 	if err != nil {
 		return "", err
 	}
-	if st.Open || st.Dirty > 0 || len(st.Seen) == 0 || !s.policy.due(st) {
+	due := s.policy.due(st)
+	if st.Open || st.Dirty > 0 || len(st.Seen) == 0 || !due && !st.Look {
 		return "", nil
 	}
-	if wait := s.policy.wait(st); wait > 0 && (st.DueSince == 0 || st.Now-st.DueSince < wait.Milliseconds()) {
+	if wait := s.policy.wait(st); due && wait > 0 && (st.DueSince == 0 || st.Now-st.DueSince < wait.Milliseconds()) {
 		if st.DueSince == 0 {
-			return "", s.snapshots.AwaitTurn(ctx)
+			err = s.snapshots.AwaitTurn(ctx)
 		}
-		return "", nil
+		if due = false; err != nil || !st.Look { // not yet
+			return "", err
+		}
 	}
 	old, etag, err := ReadManifest(ctx, s.store, use)
 	if err != nil && !errors.Is(err, messages.ErrNotFound) {
@@ -110,10 +113,12 @@ func (s *BackUp) backUp(ctx context.Context, counts *messages.Counts) (string, e
 		counts.Warnings = append(counts.Warnings, warning)
 	}
 	switch {
-	case found == keyMissing:
-		return "", nil
 	case err != nil || found == rolledBack && st.Seen.Covers(old.Current.Seen):
 		// There is none, or it is older than it was: a new one mends both.
+	case st.Look && (!due || found == keyMissing || found == rolledBack):
+		return "", s.snapshots.BackedUp(ctx, old.Current) // what is there
+	case found == keyMissing:
+		return "", nil
 	case found == rolledBack:
 		return "", s.snapshots.AwaitTurn(ctx) // once we have seen the rest
 	case old.Current.Generation != st.Generation:

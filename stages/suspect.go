@@ -28,7 +28,7 @@ func suspect(st messages.BackupStanding, current messages.Snapshot) (suspicion, 
 	case current.Encrypted && !st.Encrypts:
 		return keyMissing, "the snapshots in the store are encrypted and this device has no key, so it makes none: give it the key (--key-file, TIDEMARK_KEY_FILE or TIDEMARK_PASSPHRASE)"
 	case st.Generation != "" && !current.Seen.Covers(st.BackedUp):
-		return rolledBack, fmt.Sprintf("the manifest in the store is older than snapshot %s, which this device knows: somebody put an older one back", st.Generation)
+		return rolledBack, fmt.Sprintf("the manifest in the store is older than snapshot %s, which this device knows: somebody put an older one back, or it is another store", st.Generation)
 	case st.Encrypts && !current.Encrypted:
 		return opened, fmt.Sprintf("snapshot %s in the store is not encrypted: a device without the key made it", current.Generation)
 	}

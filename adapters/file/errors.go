@@ -77,6 +77,18 @@ func Exists(dir string) error {
 	return nil
 }
 
+// StoreExists fails with messages.ErrNotFound when there is no folder, or one that was
+// never opened as a store. It makes none.
+func StoreExists(dir string) error {
+	if err := Exists(dir); err != nil {
+		return fmt.Errorf("%w; correct its name", err)
+	}
+	if Exists(filepath.Join(dir, "objects")) != nil {
+		return fmt.Errorf("the folder %q is no store: correct its name, or sync a device with it first: %w", dir, messages.ErrNotFound)
+	}
+	return nil
+}
+
 // openFolder makes the folder when only it is missing. Its parent must exist: a
 // disk that is not mounted must not look like an empty remote.
 func openFolder(dir string) (string, error) {

@@ -27,6 +27,7 @@ import (
 // which are known only once the content was written, so both change with it in one
 // rename.
 type Store struct {
+	place            string
 	objects, session string
 	// alive is held as long as the handle is open: whoever can take it knows that
 	// the session's unfinished files are nobody's.
@@ -64,6 +65,7 @@ func openStore(ctx context.Context, dir string) (*Store, error) {
 	}
 	unfinished := filepath.Join(abs, "unfinished")
 	s := &Store{
+		place:   abs,
 		objects: filepath.Join(abs, "objects"),
 		session: filepath.Join(unfinished, rand.Text()),
 		lock:    flock.New(filepath.Join(abs, "store.lock")),
@@ -114,6 +116,12 @@ func clearSessions(dir string) error {
 		}
 	}
 	return nil
+}
+
+// Place names the folder, in a form that does not show its path.
+func (s *Store) Place() string {
+	sum := sha256.Sum256([]byte(s.place))
+	return "file:" + hex.EncodeToString(sum[:16])
 }
 
 // Close ends the session; calls that still run fail.

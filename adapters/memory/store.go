@@ -3,6 +3,7 @@ package memory
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -56,6 +57,7 @@ type StoreFault struct {
 
 // Bucket holds objects. The zero value is not usable.
 type Bucket struct {
+	place    string
 	mu       sync.Mutex
 	objects  map[string]object
 	requests int64
@@ -68,7 +70,9 @@ type object struct {
 }
 
 // NewBucket returns an empty bucket.
-func NewBucket() *Bucket { return &Bucket{objects: map[string]object{}} }
+func NewBucket() *Bucket {
+	return &Bucket{place: "memory:" + rand.Text(), objects: map[string]object{}}
+}
 
 // Store returns a new handle without faults.
 func (b *Bucket) Store() *Store { return &Store{bucket: b} }
@@ -108,6 +112,9 @@ type Store struct {
 
 // NewStore returns a handle on a new, empty Bucket.
 func NewStore() *Store { return NewBucket().Store() }
+
+// Place tells the bucket from every other one.
+func (s *Store) Place() string { return s.bucket.place }
 
 // Bucket returns the bucket that the handle talks to.
 func (s *Store) Bucket() *Bucket { return s.bucket }

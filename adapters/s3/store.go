@@ -2,6 +2,8 @@ package s3
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -124,6 +126,12 @@ func New(client *s3.Client, bucket, prefix string) (*Store, error) {
 		prefix += "/"
 	}
 	return &Store{client: client, bucket: bucket, prefix: prefix, timeout: DefaultTimeout}, nil
+}
+
+// Place names server, bucket and prefix, in a form that does not show them.
+func (s *Store) Place() string {
+	sum := sha256.Sum256([]byte(aws.ToString(s.client.Options().BaseEndpoint) + "\n" + s.bucket + "/" + s.prefix))
+	return "s3:" + hex.EncodeToString(sum[:16])
 }
 
 // checkKey refuses what would lie outside of the prefix on a server that keeps

@@ -49,6 +49,22 @@ func TestObjectStore(t *testing.T) {
 	}
 }
 
+// A device tells by its place that it is given another store.
+func TestPlace(t *testing.T) {
+	t.Parallel()
+	place := func(endpoint, bucket, prefix string) string {
+		return open(t, Config{Bucket: bucket, Prefix: prefix, Region: "eu-central-1", Endpoint: endpoint}, "access", "secret").Place()
+	}
+	const endpoint = "http://127.0.0.1:1"
+	seen := map[string]bool{}
+	for _, p := range []string{place("", "b", "x"), place("", "b", "x/"), place("", "b", ""), place("", "c", "x"), place(endpoint, "b", "x")} {
+		seen[p] = true
+	}
+	if len(seen) != 4 {
+		t.Errorf("%d places, want 4: %v", len(seen), seen)
+	}
+}
+
 // A client without the defaults that the environment's configuration has.
 func TestObjectStoreOfABareClient(t *testing.T) {
 	adaptertest.ObjectStore(t, func(t *testing.T) stages.ObjectStore {

@@ -183,6 +183,16 @@ func openStore(ctx context.Context, u address) (tidemark.SnapshotStore, io.Close
 	return s, io.NopCloser(nil), nil
 }
 
+// openStoreThatIs is openStore for what only reads: it makes no folder.
+func openStoreThatIs(ctx context.Context, u address) (tidemark.SnapshotStore, io.Closer, error) {
+	if u.scheme == "file" {
+		if err := file.StoreExists(u.path); err != nil {
+			return nil, nil, err
+		}
+	}
+	return openStore(ctx, u)
+}
+
 // opening tells a URL that no server would take from one that did not work.
 func opening(err error) error {
 	if errors.Is(err, tidemark.ErrRejected) {

@@ -39,7 +39,7 @@ func (a *app) restoring(ctx context.Context, s settings, at string) (tidemark.Sn
 	if scope != "" {
 		opts = append(opts, tidemark.RestoreScope(scope))
 	}
-	store, closer, err := openStore(ctx, u)
+	store, closer, err := openStoreThatIs(ctx, u)
 	return store, closer, opts, err
 }
 
@@ -95,8 +95,9 @@ func (a *app) restore() *cobra.Command {
 		Long: `restore downloads the newest snapshot and checks it: checksum, integrity,
 foreign keys and version. Only then it takes FILE's place, as a device of its
 own. A file that is there already is replaced only when all its rows were
-uploaded. The next sync downloads what came after the snapshot. A download that
-was cut off goes on where it was when restore is run again.
+uploaded; its conflicts are carried over. The next sync downloads what came
+after the snapshot. A download that was cut off goes on where it was when
+restore is run again.
 
 --at takes an older one: by the name that "pipeline snapshots" lists, or the
 newest that was not made after a moment, such as 2026-03-01T12:00:00Z, or a time
@@ -132,8 +133,11 @@ ago, such as 2h or 90m.`,
 				return fmt.Errorf("%s: %w", s.db.text, explain(err))
 			}
 			a.out.printf("%s is restored: %s, from a snapshot of %s.\n\n  snapshot  %s, %s\n  device    %s, new\n",
-				plain(s.db.text), size(r.Bytes), size(r.Store.BytesDown), plain(r.Generation), encrypted(r.Encrypted), plain(r.DeviceID))
-			a.out.printf("  store     %s (%s)\n", count(r.Store.Gets, "GET", "GETs"), size(r.Store.BytesDown))
+				plain(s.db.text), size(r.Bytes), size(r.StoredBytes), plain(r.Generation), encrypted(r.Encrypted), plain(r.DeviceID))
+			a.out.printf("  store     %s (%s%s)\n", count(r.Store.Gets, "GET", "GETs"), size(r.Store.BytesDown), resumed(r))
+			if r.Conflicts > 0 {
+				a.out.printf("  conflicts %s carried over from the old file\n", thousands(r.Conflicts))
+			}
 			if r.Kept != "" {
 				a.out.printf("\nThe file that was there has rows that no other device has. It is kept as\n  %s\nand is still a device: sync it once, and they are everywhere. Then remove it.\n\n", plain(r.Kept))
 			}
@@ -144,6 +148,14 @@ ago, such as 2h or 90m.`,
 	cmd.Flags().StringVar(&at, "at", "", "an older snapshot: its `GENERATION`, a moment, or a time ago")
 	cmd.Flags().BoolVar(&keep, "keep-unsynced", false, "keep a file with rows that were never uploaded beside, instead of refusing")
 	return cmd
+}
+
+// resumed says why a restore has downloaded less than the snapshot is.
+func resumed(r tidemark.Restored) string {
+	if r.Store.BytesDown < r.StoredBytes {
+		return "; the rest was here already"
+	}
+	return ""
 }
 
 // parseAt tells a moment and a time ago from the name of a generation.

@@ -31,7 +31,7 @@ table.`,
 			if err != nil {
 				return err
 			}
-			store, closer, err := openStore(ctx, u)
+			store, closer, err := openStoreThatIs(ctx, u)
 			if err != nil {
 				return err
 			}

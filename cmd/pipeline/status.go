@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 func (a *app) status() *cobra.Command {
@@ -68,6 +69,10 @@ func headline(name string, st tidemark.Status) string {
 	switch {
 	case st.ForgottenOn != nil:
 		return name + " was forgotten; it syncs no more."
+	case snapshotFailed(st) && left == 0:
+		return name + " is in step with the server; its snapshot failed."
+	case snapshotFailed(st):
+		return name + " is in step but for this, and its snapshot failed:"
 	case st.LastCycle == nil && st.LastError != nil:
 		return name + " was never synced: the first sync failed."
 	case st.LastCycle == nil:
@@ -84,6 +89,12 @@ func headline(name string, st tidemark.Status) string {
 	return name + " is in step but for this:"
 }
 
+// snapshotFailed: the last cycle came to its last stage and no further; all that could
+// move has moved.
+func snapshotFailed(st tidemark.Status) bool {
+	return st.LastError != nil && st.LastError.Stage == messages.StageBackUp
+}
+
 func (a *app) tellStatus(st tidemark.Status) {
 	row := func(name, text string) { a.wrap(15, fmt.Sprintf("  %-12s", name), text) }
 	row("device", st.DeviceID)
@@ -98,9 +109,12 @@ func (a *app) tellStatus(st tidemark.Status) {
 	if st.BehindSince != nil && st.LastCycle != nil {
 		row("behind since", ago(*st.BehindSince))
 	}
-	if st.LastCycle == nil {
+	switch {
+	case st.LastCycle == nil && snapshotFailed(st):
+		row("last cycle", "its snapshot failed")
+	case st.LastCycle == nil:
 		row("last cycle", "none yet")
-	} else {
+	default:
 		row("last cycle", ago(st.LastCycle.EndedOn))
 	}
 	if e := st.LastError; e != nil {
@@ -130,7 +144,7 @@ func (a *app) tellStatus(st tidemark.Status) {
 		row("clock", fmt.Sprintf("%v behind the server's: set it", off.Round(time.Second)))
 	case off < -time.Minute:
 		row("clock", fmt.Sprintf("%v ahead of the server's: set it", -off.Round(time.Second)))
-	case st.LastCycle == nil:
+	case st.LastCycle == nil && !snapshotFailed(st):
 		row("clock", "not compared yet")
 	default:
 		row("clock", "right")
