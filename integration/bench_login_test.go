@@ -21,10 +21,11 @@ var chinookTimes = flag.Int("chinook", 10, "how many times the Chinook database 
 
 // A new login of a database that is many times Chinook: the snapshot and what came
 // after it, against a download of everything, from the Firestore emulator and a real S3
-// server. The emulator keeps all documents in memory, some 12 kB each: give it a heap
-// with TIDEMARK_FIRESTORE_EMULATOR_HEAP.
+// server. The emulator keeps all documents in memory, some 6 kB each: give it a heap
+// with TIDEMARK_FIRESTORE_EMULATOR_HEAP. A hundred times takes half an hour.
 //
 //	TIDEMARK_FIRESTORE_EMULATOR_HEAP=4g go test ./integration -run '^$' -bench NewLogin -benchtime 1x -timeout 60m -chinook 20
+//	TIDEMARK_FIRESTORE_EMULATOR_HEAP=19g go test ./integration -run '^$' -bench NewLogin -benchtime 1x -timeout 170m -chinook 100
 func BenchmarkNewLogin(b *testing.B) {
 	for b.Loop() {
 		servers.Stop()
