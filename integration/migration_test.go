@@ -448,3 +448,19 @@ DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
 		t.Errorf("there is %s", n)
 	}
 }
+
+// Rows that refer to each other, in a table that is rebuilt.
+func TestARebuiltTableOfACircle(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE person (id INTEGER PRIMARY KEY, name TEXT, peer INTEGER REFERENCES person (id) DEFERRABLE INITIALLY DEFERRED);`)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`BEGIN; INSERT INTO person VALUES (1, 'A', 2, null, null, null, null, 0, null, null), (2, 'B', 1, null, null, null, null, 0, null, null); COMMIT`)
+	rounds(2, a, b)
+	b.exec(`PRAGMA foreign_keys = OFF; CREATE TABLE new_person (id INTEGER PRIMARY KEY, name TEXT, peer INTEGER REFERENCES person (id) DEFERRABLE INITIALLY DEFERRED); INSERT INTO new_person (id, name, peer) SELECT id, name, peer FROM person;
+DROP TABLE person; ALTER TABLE new_person RENAME TO person; PRAGMA foreign_keys = ON`)
+	rounds(2, b, a)
+	same(t, a, b)
+	if n := a.value(`SELECT group_concat(name) FROM (SELECT name FROM person ORDER BY name)`); n != `"A,B"` {
+		t.Errorf("there is %s", n)
+	}
+}

@@ -256,7 +256,17 @@ func (s *settler) reserve(c *circle) error {
 		if p.surrogate != "" {
 			n, ok := d.Fields[p.surrogate].(int64)
 			taken := !ok || p.auto && n > maxSurrogate || chosen[number{k.table, n}]
-			if !taken {
+			a, err := s.applier(p)
+			if err != nil {
+				return err
+			}
+			given := n
+			if a.rebuilt && ok { // the row that has lost its identity may be there
+				if n, taken, err = a.unclaimed(&d, n); err != nil {
+					return err
+				}
+				taken = taken || chosen[number{k.table, n}]
+			} else if !taken {
 				if err := s.tx.row(`SELECT EXISTS (SELECT 1 FROM `+p.name+` WHERE `+quote(p.surrogate)+` = ?)`, n).Scan(&taken); err != nil {
 					return err
 				}
@@ -264,6 +274,8 @@ func (s *settler) reserve(c *circle) error {
 			if taken {
 				last[k.table]++
 				n = last[k.table]
+			}
+			if n != given || !ok {
 				fields := make(map[string]any, len(d.Fields)+1)
 				maps.Copy(fields, d.Fields)
 				fields[p.surrogate] = n

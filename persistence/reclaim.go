@@ -38,11 +38,9 @@ func (a *applier) reclaim(d *messages.Document) (out outcome, done bool, err err
 			continue
 		}
 		if pc.surrogate {
-			var n int64
-			if ok, err := found(a.tx.row(`SELECT localKey FROM tidemark_renumbered WHERE tableName = ? AND clientId = ?`, a.p.t.Name, d.ID).Scan(&n)); err != nil {
+			n, _ := v.(int64)
+			if v, err = a.renumbered(d.ID, n); err != nil {
 				return 0, false, err
-			} else if ok {
-				v = n
 			}
 		}
 		where, args = append(where, pc.quoted+" IS ?"), append(args, v)
@@ -114,6 +112,22 @@ func (a *applier) reclaim(d *messages.Document) (out outcome, done bool, err err
 		return applied, true, a.keepConflict(row, d, "local", "the table was rebuilt here")
 	}
 	return applied, true, nil
+}
+
+// renumbered is the local number of a document's row, n where it has the document's own.
+func (a *applier) renumbered(id string, n int64) (int64, error) {
+	_, err := found(a.tx.row(`SELECT localKey FROM tidemark_renumbered WHERE tableName = ? AND clientId = ?`, a.p.t.Name, id).Scan(&n))
+	return n, err
+}
+
+// unclaimed is the local number that a document's row has, which has lost its identity;
+// taken: another row has it.
+func (a *applier) unclaimed(d *messages.Document, n int64) (number int64, taken bool, err error) {
+	if n, err = a.renumbered(d.ID, n); err != nil {
+		return 0, false, err
+	}
+	err = a.tx.row(`SELECT EXISTS (SELECT 1 FROM `+a.p.name+` WHERE `+quote(a.p.surrogate)+` = ? AND (isDirty = 0 OR serverId IS NOT NULL))`, n).Scan(&taken)
+	return n, taken, err
 }
 
 // filled reports whether the row holds something, which ADD COLUMN does not put there, in
