@@ -137,6 +137,16 @@ func TestATombstoneWaitsForWhatWasRefused(t *testing.T) {
 		"a row left":         {tables, first, `UPDATE c SET b = 2, title = 'bad' WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, bad, revived, count, `"222"`, `"112"`},
 		"a row deleted":      {tables, first, `DELETE FROM c WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, `"222"`, `"111"`},
 		"left, then deleted": {tables, first, `UPDATE c SET b = 2 WHERE id = 3; DELETE FROM c WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, `"222"`, `"111"`},
+		"a key in other letters": {
+			`CREATE TABLE a (name TEXT COLLATE NOCASE PRIMARY KEY, title TEXT); CREATE TABLE b (id INTEGER PRIMARY KEY, a TEXT REFERENCES a (name), title TEXT);`,
+			`INSERT INTO a (name, title) VALUES ('Home', 'one'), ('Work', 'two'); INSERT INTO b (id, a, title) VALUES (1, 'HOME', 'good')`,
+			`UPDATE b SET a = 'WORK', title = 'bad'; DELETE FROM a WHERE name = 'home'`, bad, revived, `SELECT count(*) FROM a`, "2", "1",
+		},
+		"a key of another type": {
+			`CREATE TABLE a (id INTEGER PRIMARY KEY, n INTEGER UNIQUE, title TEXT); CREATE TABLE b (id INTEGER PRIMARY KEY, a REAL REFERENCES a (n), title TEXT);`,
+			`INSERT INTO a (id, n, title) VALUES (1, 10, 'one'), (2, 20, 'two'); INSERT INTO b (id, a, title) VALUES (1, 10, 'good')`,
+			`UPDATE b SET a = 20, title = 'bad'; DELETE FROM a WHERE n = 10`, bad, revived, `SELECT count(*) FROM a`, "2", "1",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -232,11 +232,14 @@ func (t *Table) keyColumns() []string {
 	return out
 }
 
-// keyText is a key that foreign keys refer to, as one text on both sides.
+// keyText is a key that foreign keys refer to, as one text on both sides, whatever the
+// parent's collation and the two columns' types are. Keys that only those tell apart are
+// taken for one: then a tombstone waits that need not.
 func keyText(ref string, columns []string) string {
 	parts := make([]string, len(columns))
 	for i, c := range columns {
-		parts[i] = "CAST(" + ref + quote(c) + " AS TEXT)"
+		v := ref + quote(c)
+		parts[i] = "rtrim(lower(CAST(CASE WHEN typeof(" + v + ") = 'real' AND " + v + " = CAST(" + v + " AS INTEGER) THEN CAST(" + v + " AS INTEGER) ELSE " + v + " END AS TEXT)))"
 	}
 	return strings.Join(parts, " || char(31) || ")
 }
