@@ -70,7 +70,7 @@ func (s restoreSettings) choose(m messages.Manifest) (messages.Snapshot, error) 
 		i = slices.IndexFunc(all, func(x messages.Snapshot) bool { return x.MadeOn <= s.asOf.UnixMilli() })
 	}
 	if i < 0 {
-		return messages.Snapshot{}, fmt.Errorf("there is no snapshot %s; there is %s: %w", wanted, listed(all), ErrNotFound)
+		return messages.Snapshot{}, messages.Saying(ErrNotFound, "there is no snapshot %s; there is %s", wanted, listed(all))
 	}
 	return all[i], nil
 }

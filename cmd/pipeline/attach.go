@@ -114,20 +114,7 @@ func (a *app) list(heading string, names []string) {
 
 // wrap prints a text in at most 80 columns, all of it indented, after a heading.
 func (a *app) wrap(indent int, heading, text string) {
-	line := heading + strings.Repeat(" ", max(0, indent-len(heading)))
-	empty := true
-	for word := range strings.FieldsSeq(plain(text)) {
-		if !empty && len([]rune(line))+1+len([]rune(word)) > 80 {
-			a.out.printf("%s\n", line)
-			line, empty = strings.Repeat(" ", indent), true
-		}
-		if !empty {
-			line += " "
-		}
-		line += word
-		empty = false
-	}
-	a.out.printf("%s\n", line)
+	a.out.printf("%s\n", folded(indent, heading, text, 80))
 }
 
 // next tells the command that comes next, with what it needs and does not know.

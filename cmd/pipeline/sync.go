@@ -130,7 +130,7 @@ func (a *app) open(cmd *cobra.Command) (_ *work, err error) {
 	}
 	w.closers = append(w.closers, c)
 	if c, ok := remote.(interface{ Caution() string }); ok && c.Caution() != "" {
-		fmt.Fprintln(a.err, "warning: "+plain(c.Caution()))
+		a.complain(2, "warning: ", c.Caution())
 	}
 	store, c, err := openStore(ctx, storeURL)
 	if err != nil {
