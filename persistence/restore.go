@@ -389,7 +389,7 @@ func retire(ctx context.Context, path string, open Opener) (err error) {
 		return err
 	}
 	if err != nil || !strings.EqualFold(mode, "delete") {
-		return fmt.Errorf("%s is in use: close the programs that have it open and try again: %w", path, errors.Join(ErrLocked, err))
+		return messages.Saying(ErrLocked, "%s is in use: close the programs that have it open and try again", path)
 	}
 	return nil
 }

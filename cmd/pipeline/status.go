@@ -46,12 +46,20 @@ asks no server and costs nothing; "pipeline doctor" looks further.`,
 			if asJSON {
 				return a.out.json(st)
 			}
+			chosen, err := db.choices(ctx)
+			if err != nil {
+				return err
+			}
 			a.out.printf("%s\n", headline(plain(s.db.text), st))
 			if err := a.tellLeft(ctx, db, st); err != nil {
 				return err
 			}
 			a.out.printf("\n")
 			a.tellStatus(st)
+			a.wrap(15, "  policies", chosen.inForce())
+			if text := chosen.unheeded(s); text != "" {
+				a.wrap(15, "  warning", text)
+			}
 			return a.tellBills(ctx, db, s)
 		},
 	}, "db", "budget")

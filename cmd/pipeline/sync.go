@@ -124,6 +124,13 @@ func (a *app) open(cmd *cobra.Command) (_ *work, err error) {
 	if err := w.db.attached(ctx); err != nil {
 		return nil, err
 	}
+	chosen, err := w.db.choices(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if text := chosen.unheeded(s); text != "" {
+		a.complain(2, "warning: ", text)
+	}
 	remote, c, err := openRemote(ctx, remoteURL)
 	if err != nil {
 		return nil, err
