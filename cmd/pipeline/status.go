@@ -116,7 +116,7 @@ func (a *app) tellStatus(st tidemark.Status) {
 		if e.Table != "" {
 			where += " of " + e.Table
 		}
-		row("last error", ago(e.FailedOn)+", "+fit(where, 60)+": "+fit(e.Error, 300))
+		row("last error", ago(e.FailedOn)+", "+fit(where, 60)+": "+fit(failure(e.Stage, e.Error), 300))
 	}
 	if st.Snapshot == nil {
 		row("snapshot", "none known")
@@ -143,6 +143,20 @@ func (a *app) tellStatus(st tidemark.Status) {
 	default:
 		row("clock", "right")
 	}
+}
+
+// failure is the error of a step without what stands beside it: the stage, and a class
+// that the error names itself.
+func failure(stage, text string) string {
+	class, rest, ok := strings.Cut(text, ": ")
+	if !ok {
+		return text
+	}
+	rest = strings.TrimPrefix(rest, stage+": ")
+	if strings.Contains(rest, class+": ") || strings.HasSuffix(rest, ": "+class) {
+		return rest
+	}
+	return class + ": " + rest
 }
 
 // since is how long ago a moment was.
