@@ -109,7 +109,7 @@ func (q quiet) Error() string {
 func (q quiet) Unwrap() error { return q.error }
 
 // expected is how servers name the region in which a bucket is.
-var expected = regexp.MustCompile(`expecting '([a-z0-9-]{1,40})'`)
+var expected = regexp.MustCompile(`expecting ['"]([a-z0-9-]{1,40})['"]`)
 
 // regionOf says in which region the bucket is, where the server told.
 func regionOf(err error) string {

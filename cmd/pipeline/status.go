@@ -145,18 +145,15 @@ func (a *app) tellStatus(st tidemark.Status) {
 	}
 }
 
-// failure is the error of a step without what stands beside it: the stage, and a class
-// that the error names itself.
+// failure is the error of a step, its class first and once, without the stage, which
+// stands beside it.
 func failure(stage, text string) string {
 	class, rest, ok := strings.Cut(text, ": ")
 	if !ok {
 		return text
 	}
 	rest = strings.TrimPrefix(rest, stage+": ")
-	if strings.Contains(rest, class+": ") || strings.HasSuffix(rest, ": "+class) {
-		return rest
-	}
-	return class + ": " + rest
+	return class + ": " + strings.TrimSuffix(strings.Replace(rest, ": "+class+": ", ": ", 1), ": "+class)
 }
 
 // since is how long ago a moment was.
