@@ -152,6 +152,9 @@ func (d *doctor) writable() {
 	conn, err := d.db.DB.Conn(d.ctx)
 	if err == nil {
 		_, err = conn.ExecContext(d.ctx, "BEGIN IMMEDIATE")
+		if err == nil { // a file without rights lets a transaction begin, and refuses only what it writes
+			_, err = conn.ExecContext(d.ctx, "CREATE TABLE tidemark_doctor (x)")
+		}
 		if _, rerr := conn.ExecContext(context.WithoutCancel(d.ctx), "ROLLBACK"); err == nil {
 			err = rerr
 		}

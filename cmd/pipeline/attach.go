@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -146,12 +147,16 @@ func (a *app) next(command string, s settings, more ...string) {
 	if a.given.config != "" {
 		line = append(line, "--config", shell(a.given.config))
 	}
-	if s.db.from == "--db" {
+	if s.db.from == "--db" && !slices.Contains(more, "db") {
 		line = append(line, "--db", shell(s.db.text))
 	}
 	for _, n := range more {
-		v := map[string]setting{"remote": s.remote, "store": s.store}[n]
+		v := map[string]setting{"db": s.db, "remote": s.remote, "store": s.store}[n]
 		switch {
+		case n == "at":
+			line = append(line, "--at", "GENERATION|TIME")
+		case v.text == "" && n == "db":
+			line = append(line, "--db", "FILE")
 		case v.text == "":
 			line = append(line, "--"+n, "URL")
 		case strings.HasPrefix(v.from, "--"):

@@ -150,6 +150,9 @@ func (a *app) configFile(cmd *cobra.Command, s *settings) error {
 	if errors.Is(err, fs.ErrNotExist) && !cmd.Flags().Changed("config") {
 		return nil
 	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return misuse("--config: %w", noFileError{"file " + plain(name) + ": check the name"})
+	}
 	if err != nil {
 		return misuse("read the settings: %w", err)
 	}

@@ -244,9 +244,24 @@ func flagError(err error) error {
 	case errors.As(err, &missing):
 		return misuse("the flag --%s needs a value", missing.GetFlag().Name)
 	case errors.As(err, &invalid):
-		return misuse("the value of --%s is not one: it takes a %s", invalid.GetFlag().Name, invalid.GetFlag().Value.Type())
+		return misuse("the value of --%s is not one: it takes %s", invalid.GetFlag().Name, takes(invalid.GetFlag().Value.Type()))
 	}
 	return misuse("the flags cannot be read: check their spelling")
+}
+
+// takes says what a value of a type looks like.
+func takes(kind string) string {
+	switch kind {
+	case "duration":
+		return "a time such as 30s, 5m or 2h"
+	case "age":
+		return "a time such as 90d or 12h"
+	case "int", "int64":
+		return "a whole number such as 20"
+	case "bool":
+		return "true or false"
+	}
+	return "a " + kind
 }
 
 // noSuchCommand refuses what stands in the place of a command.
