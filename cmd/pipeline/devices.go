@@ -14,11 +14,11 @@ func (a *app) devices() *cobra.Command {
 	cmd := a.takes(&cobra.Command{
 		Use:   "devices --db FILE --remote URL --store URL [--json]",
 		Short: "who syncs with the remote, and who is Big Brother",
-		Long: `devices lists everybody who syncs with the remote, and who backs up. uploads is
-how many a device made, last upload the newest; behind is how many of the others'
-it had not read when it last wrote its record: with each upload, else once a
-day. A device that is behind and silent for a week holds back the removal of old
-tombstones, for at most 90 days. It costs one read a device and one GET.`,
+		Long: `devices lists everybody who syncs with the remote, and who backs up: how many
+uploads a device made, and how many of the others' it was behind when it last
+wrote its record: with each upload, else once a day. One that is behind and
+silent for a week holds back the removal of old tombstones, for at most 90 days.
+It costs one read a device and one GET.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
