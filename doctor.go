@@ -107,7 +107,7 @@ func (d *doctor) failed(check string, err error) {
 	case errors.Is(err, ErrLocked):
 		remedy = "find the program that holds a transaction open, and end it"
 	case errors.Is(err, ErrReadOnly):
-		remedy = "give this user the right to write the file and its folder"
+		remedy = "give this user the right to read and write the file and its folder"
 	}
 	d.problem(check, remedy, "%v", err)
 }

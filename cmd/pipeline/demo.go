@@ -201,7 +201,7 @@ func (s *story) sync(ctx context.Context, d *device, remark string) (tidemark.Re
 	}
 	s.line(d.name, "%-15s %-19s %s", moved, fmt.Sprintf("%s, %s", count(r.Billed.Reads, "read", "reads"), count(r.Billed.Writes, "write", "writes")), remark)
 	if r.Snapshot != nil {
-		s.line("", "and is Big Brother: it backs up a snapshot of %s", size(r.Store.BytesUp))
+		s.line("", "and is Big Brother: it backs up, %s with the manifest", size(r.Store.BytesUp))
 	}
 	return r, nil
 }
