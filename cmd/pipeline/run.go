@@ -93,7 +93,7 @@ func (a *app) runUntil(cmd *cobra.Command, w *work, d *diary, reload <-chan os.S
 			a.complain(10, now(), "the new settings do not work, the old ones stay: "+err.Error())
 		}
 	})
-	err = w.pipeline.Run(ctx, d.cycle, budgetTeller(ctx, w, d.say))
+	err = w.pipeline.Run(ctx, d.cycle, budgetTeller(ctx, w, d.say), companyTeller(ctx, w, d.say))
 	close(done)
 	wg.Wait()
 	a.progress.end()
@@ -212,6 +212,32 @@ func (d *diary) cycle(r tidemark.Report, err error) {
 			parts = append(parts, "not in step yet")
 		}
 		d.say("%s (%s)", strings.Join(parts, ", "), billed(r))
+	}
+}
+
+// companyTeller says once that another program keeps the same file in step: each asks the
+// server for itself. A sync by hand is none.
+func companyTeller(ctx context.Context, w *work, say func(format string, args ...any)) func(tidemark.Report, error) {
+	const last = 3 // cycles that are looked at
+	began := time.Now()
+	var ours []string
+	met := 0 // cycles of ours in a row between which there was another's
+	return func(r tidemark.Report, _ error) {
+		ours = append(ours, r.Cycle)[max(0, len(ours)+1-last):]
+		if met == last {
+			return
+		}
+		traces, err := tidemark.ReadTraces(ctx, w.db.DB, last)
+		if err != nil {
+			return // a database that cannot be read ends the next cycle
+		}
+		if !slices.ContainsFunc(traces, func(t tidemark.CycleTrace) bool { return t.StartedOn.After(began) && !slices.Contains(ours, t.Cycle) }) {
+			met = 0
+			return
+		}
+		if met++; met == last {
+			say("another program syncs %s as well: one is enough, and every cycle is billed", plain(w.db.path))
+		}
 	}
 }
 
