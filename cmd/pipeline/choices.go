@@ -9,40 +9,27 @@ import (
 	"github.com/tidemark-sync/tidemark"
 )
 
-// choices are what the owner chose for the tables, as the database has it.
-type choices struct {
-	policies map[string]tidemark.Policy // of the tables that are synced
-	excluded map[string]bool
-}
+// choices are the policies in force, by the tables that are synced.
+type choices map[string]tidemark.Policy
 
-// choices reads them; there are none before the first attach.
+// choices reads them from an attached database.
 func (db *database) choices(ctx context.Context) (choices, error) {
-	c := choices{map[string]tidemark.Policy{}, map[string]bool{}}
-	var there bool
-	err := db.DB.DB.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'tidemark_tables')`).Scan(&there)
-	if err != nil || !there {
-		return c, db.failed(explain(err))
-	}
-	rows, err := db.DB.DB.QueryContext(ctx, `SELECT tableName, excluded, coalesce(json_extract(options, '$.policy'), '') FROM tidemark_tables`)
+	c := choices{}
+	rows, err := db.DB.DB.QueryContext(ctx, `SELECT tableName, coalesce(json_extract(options, '$.policy'), '') FROM tidemark_tables WHERE excluded = 0`)
 	if err != nil {
 		return c, db.failed(explain(err))
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var name string
-		var excluded bool
 		var p tidemark.Policy
-		if err := rows.Scan(&name, &excluded, &p); err != nil {
+		if err := rows.Scan(&name, &p); err != nil {
 			return c, db.failed(explain(err))
 		}
-		switch {
-		case excluded:
-			c.excluded[name] = true
-		case p == "":
-			c.policies[name] = tidemark.LastWriterWins
-		default:
-			c.policies[name] = p
+		if p == "" {
+			p = tidemark.LastWriterWins
 		}
+		c[name] = p
 	}
 	return c, db.failed(explain(rows.Err()))
 }
@@ -51,8 +38,8 @@ func (db *database) choices(ctx context.Context) (choices, error) {
 func (c choices) inForce() string {
 	var parts []string
 	others := false
-	for _, t := range sortedKeys(c.policies) {
-		if p := c.policies[t]; p != tidemark.LastWriterWins {
+	for _, t := range sortedKeys(c) {
+		if p := c[t]; p != tidemark.LastWriterWins {
 			parts = append(parts, t+" "+string(p))
 		} else {
 			others = true
@@ -72,14 +59,14 @@ func (c choices) inForce() string {
 func (c choices) unheeded(s settings) string {
 	var parts []string
 	for _, t := range sortedKeys(s.policies) {
-		for name, p := range c.policies {
+		for name, p := range c {
 			if strings.EqualFold(name, t) && p != s.policies[t] {
 				parts = append(parts, fmt.Sprintf("%s for table %s, where it is %s", s.policies[t], name, p))
 			}
 		}
 	}
 	for _, t := range s.exclude {
-		for name := range c.policies {
+		for name := range c {
 			if strings.EqualFold(name, t) {
 				parts = append(parts, "to exclude table "+name+", which is synced")
 			}

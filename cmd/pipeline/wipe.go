@@ -34,7 +34,11 @@ func unused(ctx context.Context, name string) (err error) {
 	if err := db.QueryRowContext(ctx, `PRAGMA journal_mode`).Scan(&was); err != nil {
 		return fmt.Errorf("%s: %w", name, explain(err))
 	}
-	if err := db.QueryRowContext(ctx, `PRAGMA journal_mode = DELETE`).Scan(&mode); err != nil || mode != "delete" { // needs the file for itself
+	err = explain(db.QueryRowContext(ctx, `PRAGMA journal_mode = DELETE`).Scan(&mode)) // needs the file for itself
+	if err != nil && !errors.Is(err, tidemark.ErrLocked) {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if err != nil || mode != "delete" {
 		return messages.Saying(tidemark.ErrLocked, "%s is in use: close the programs that have it open, and run this again; nothing was done", name)
 	}
 	if was != "wal" {
