@@ -11,8 +11,11 @@ import (
 // Table is the owner's choice for one table.
 type Table struct {
 	Name string
-	// Exclude leaves the table out of sync.
+	// Exclude leaves the table out of sync, until it is named with Include.
 	Exclude bool
+	// Include takes a table back that was excluded. It is compared with the server's as
+	// a whole, and all its rows are dirty.
+	Include bool
 	// Policy says who wins a conflict; the default is LastWriterWins.
 	Policy Policy
 	// Unique says what becomes of two rows that got the same unique key on two
@@ -63,6 +66,12 @@ func Attach(ctx context.Context, db *bun.DB, tables ...Table) (Attached, error) 
 		if t.Exclude {
 			o.Exclude = append(o.Exclude, t.Name)
 			continue
+		}
+		if t.Include {
+			o.Include = append(o.Include, t.Name)
+			if t.Policy == "" && t.Unique == "" {
+				continue // it keeps what it had
+			}
 		}
 		o.Options[t.Name] = persistence.TableOptions{Policy: t.Policy, Unique: t.Unique}
 	}

@@ -107,7 +107,7 @@ func (d *doctor) failed(check string, err error) {
 	case errors.Is(err, ErrLocked):
 		remedy = "find the program that holds a transaction open, and end it"
 	case errors.Is(err, ErrReadOnly):
-		remedy = "give this user the right to write the file and its folder"
+		remedy = "give this user the right to read and write the file and its folder"
 	}
 	d.problem(check, remedy, "%v", err)
 }
@@ -152,6 +152,9 @@ func (d *doctor) writable() {
 	conn, err := d.db.DB.Conn(d.ctx)
 	if err == nil {
 		_, err = conn.ExecContext(d.ctx, "BEGIN IMMEDIATE")
+		if err == nil { // a file without rights lets a transaction begin, and refuses only what it writes
+			_, err = conn.ExecContext(d.ctx, "CREATE TABLE tidemark_doctor (x)")
+		}
 		if _, rerr := conn.ExecContext(context.WithoutCancel(d.ctx), "ROLLBACK"); err == nil {
 			err = rerr
 		}

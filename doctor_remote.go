@@ -142,7 +142,7 @@ func (d *doctor) devices(list messages.DeviceList) {
 	case d.exam.Attached && !here:
 		d.warn("devices", "run `pipeline sync`", "%s with this remote; this one has not yet", counted(len(list.Devices), "syncs", "sync"))
 	default:
-		d.ok("devices", "%d, of which none has been silent for a week and holds back the removal of old tombstones", len(list.Devices))
+		d.ok("devices", "%s; none that was silent for a week holds back the removal of old tombstones", counted(len(list.Devices), "device", "devices"))
 	}
 }
 

@@ -2,7 +2,6 @@ package tidemark
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"time"
 
@@ -80,7 +79,7 @@ func ReadTrace(ctx context.Context, db *bun.DB, cycle string) (CycleTrace, error
 			return readTrace(ctx, local, c)
 		}
 	}
-	return CycleTrace{}, fmt.Errorf("the step ledger has no such cycle (it keeps the last 20,000 steps): %w", ErrNotFound)
+	return CycleTrace{}, messages.Saying(ErrNotFound, "the step ledger has no such cycle (it keeps the last 20,000 steps)")
 }
 
 func readTrace(ctx context.Context, local *persistence.Local, cycle string) (CycleTrace, error) {

@@ -74,7 +74,7 @@ func New(ctx context.Context, db *bun.DB, remote Remote, store SnapshotStore, op
 	p.local.SetResolvers(p.set.resolvers)
 	p.local.SetDeleteGuard(p.set.guard)
 	if store != nil && p.set.encrypt == nil {
-		p.set.log.Warn("snapshots are not encrypted: who can read the store can read the rows (WithEncryption)")
+		p.set.log.Warn("snapshots are not encrypted: who can read the store can read the rows (pipeline --key-file, or WithEncryption)")
 	}
 	if c, ok := remote.(cautious); ok && c.Caution() != "" {
 		p.set.log.Warn(c.Caution())

@@ -24,6 +24,8 @@ type SnapshotInfo struct {
 	StoredBytes int64 `json:"storedBytes"`
 	// Rows is how many rows each table has; nil where an older version made it.
 	Rows map[string]int64 `json:"rows"`
+	// Encrypted: it needs a key.
+	Encrypted bool `json:"encrypted"`
 	// Current is the newest one, which Restore takes unless told otherwise.
 	Current bool `json:"current"`
 }
@@ -40,7 +42,7 @@ func Snapshots(ctx context.Context, store SnapshotStore) ([]SnapshotInfo, error)
 	}
 	list := []SnapshotInfo{}
 	for i, s := range m.Snapshots() {
-		list = append(list, SnapshotInfo{s.Generation, time.UnixMilli(s.MadeOn).UTC(), s.Device, s.RawSize, s.Size, s.Rows, i == 0})
+		list = append(list, SnapshotInfo{s.Generation, time.UnixMilli(s.MadeOn).UTC(), s.Device, s.RawSize, s.Size, s.Rows, s.Encrypted, i == 0})
 	}
 	return list, nil
 }
@@ -70,7 +72,7 @@ func (s restoreSettings) choose(m messages.Manifest) (messages.Snapshot, error) 
 		i = slices.IndexFunc(all, func(x messages.Snapshot) bool { return x.MadeOn <= s.asOf.UnixMilli() })
 	}
 	if i < 0 {
-		return messages.Snapshot{}, fmt.Errorf("there is no snapshot %s; there is %s: %w", wanted, listed(all), ErrNotFound)
+		return messages.Snapshot{}, messages.Saying(ErrNotFound, "there is no snapshot %s; there is %s", wanted, listed(all))
 	}
 	return all[i], nil
 }

@@ -2,13 +2,18 @@ package integration
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/uptrace/bun"
+	"github.com/uptrace/bun/dialect/sqlitedialect"
 
 	tidemark "github.com/tidemark-sync/tidemark"
 	"github.com/tidemark-sync/tidemark/adapters/memory"
@@ -96,6 +101,29 @@ func TestDoctorFindsWhatIsWrongElsewhere(t *testing.T) {
 			t.Errorf("it still waits for a device that does not count: %s", got)
 		}
 	})
+}
+
+// A file that opens and cannot be written fails only when it is tried.
+func TestDoctorTriesToWrite(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, oneTable)
+	a := f.device("a")
+	a.notes(1)
+	if got := a.doctor(f.remote(), f.store()); strings.Contains(got, " file: ") {
+		t.Errorf("nothing is wrong with the file: %s", got)
+	}
+	raw, err := sql.Open("sqlite", "file:"+filepath.Join(f.dir, "a.db")+"?mode=ro")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.db = bun.NewDB(raw, sqlitedialect.New())
+	defer a.db.Close()
+	if got := a.doctor(f.remote(), f.store()); !strings.Contains(got, "problem file: the database cannot be read and written: ") {
+		t.Errorf("want that the file cannot be written, in:\n%s", got)
+	}
+	if _, err := tidemark.New(t.Context(), a.db, f.remote(), f.store()); !errors.Is(err, tidemark.ErrReadOnly) {
+		t.Errorf("New says %v, want ErrReadOnly", err)
+	}
 }
 
 // Each right that is missing is a problem of its own, and a server that is down is one

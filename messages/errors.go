@@ -21,7 +21,7 @@ var (
 	// ErrNotFound: the named thing (object, project, bucket) does not exist.
 	ErrNotFound = errors.New("not found")
 	// ErrForgotten: this device, or the whole scope, was forgotten. It is ErrNotFound.
-	ErrForgotten = fmt.Errorf("forgotten, %w", ErrNotFound)
+	ErrForgotten = Saying(ErrNotFound, "forgotten")
 	// ErrOtherScope: the database, or the snapshots in a store, belong to another remote.
 	// It is no class.
 	ErrOtherScope = errors.New("the database was synced with another remote")
@@ -29,6 +29,17 @@ var (
 	// (an hour on Firestore). Check devices again and go on at a new one.
 	ErrReadTimeTooOld = errors.New("read time too old")
 )
+
+// saying is an error whose text is a whole sentence, and whose class is for programs.
+type saying struct{ sentence, class error }
+
+func (s saying) Error() string   { return s.sentence.Error() }
+func (s saying) Unwrap() []error { return []error{s.sentence, s.class} }
+
+// Saying is an error of a class that says what the format says, and no word more.
+func Saying(class error, format string, args ...any) error {
+	return saying{fmt.Errorf(format, args...), class}
+}
 
 // ErrSignedOut is ErrUnauthorized because nobody is signed in any more: a token source
 // says so. Nothing is sent, and nothing that waits here is lost.

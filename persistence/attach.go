@@ -34,7 +34,7 @@ func isTracked(name string) bool {
 
 // localOnly are tables of frameworks that describe this file and not the user's
 // data: a migration that another device made must not look done here. They are
-// attached only when AttachOptions.Only names them.
+// attached only when AttachOptions name them.
 var localOnly = []string{
 	"android_metadata", "room_master_table", "__EFMigrationsHistory", "_litestream_lock", "_litestream_seq", "alembic_version",
 	"bun_migration_locks", "bun_migrations", "django_migrations", "flyway_schema_history", "goose_db_version", "gorp_migrations",
@@ -48,6 +48,8 @@ type AttachOptions struct {
 	// Only, when it is not empty, names the tables to take; all others are
 	// excluded. A table that was excluded comes back by being named here.
 	Only []string
+	// Include names tables that were excluded and come back; all others stay as they are.
+	Include []string
 	// Options are the owner's choices for tables, by name; a table that is not named
 	// keeps those it has.
 	Options map[string]TableOptions
@@ -295,30 +297,37 @@ func (a *attacher) read() (err error) {
 
 // choose decides which tables take part and reduces the schema to them.
 func (a *attacher) choose() error {
-	want, without := map[string]bool{}, map[string]bool{}
+	want, without, back := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, n := range a.opts.Only {
 		if a.schema.Table(n) == nil {
 			return fmt.Errorf("there is no table %q to take: check the name", n)
 		}
 		want[fold(n)] = true
 	}
+	for _, n := range a.opts.Include {
+		if a.schema.Table(n) == nil {
+			return fmt.Errorf("there is no table %q to include: check the name", n)
+		}
+		back[fold(n)] = true
+	}
 	for _, n := range a.opts.Exclude {
 		_, known := a.stored[n]
 		if a.schema.Table(n) == nil && !known {
 			return fmt.Errorf("there is no table %q to exclude: check the name", n)
 		}
-		if want[fold(n)] {
+		if want[fold(n)] || back[fold(n)] {
 			return fmt.Errorf("table %q is both to be taken and to be excluded: choose one", n)
 		}
 		without[fold(n)] = true
 	}
 	for _, t := range a.schema.Tables {
 		n := fold(t.Name)
-		frameworks := len(want) == 0 && slices.ContainsFunc(localOnly, func(l string) bool { return fold(l) == n })
-		if frameworks && !a.stored[t.Name].excluded {
+		s, known := a.stored[t.Name]
+		frameworks := len(want) == 0 && !back[n] && (!known || s.excluded) && slices.ContainsFunc(localOnly, func(l string) bool { return fold(l) == n })
+		if frameworks && !known {
 			a.warn("table %q describes this file and is left out", t.Name)
 		}
-		if without[n] || frameworks || !want[n] && (len(want) > 0 || a.stored[t.Name].excluded) {
+		if without[n] || frameworks || !want[n] && !back[n] && (len(want) > 0 || s.excluded) {
 			a.excluded = append(a.excluded, t.Name)
 		}
 	}
@@ -379,7 +388,11 @@ func (a *attacher) check(t *Table) error {
 		if bad {
 			return fmt.Errorf("table %q: column %q has a name that tidemark needs, but holds values of the application that would be lost: %s", t.Name, own.Name, leave)
 		}
-		a.warn("table %q: the application's column %q is kept by tidemark from now on (times in Unix milliseconds)", t.Name, own.Name)
+		what := ""
+		if c.name == "createdOn" || c.name == "updatedOn" {
+			what = " (a time in Unix milliseconds)"
+		}
+		a.warn("table %q: the application's column %q is kept by tidemark from now on%s", t.Name, own.Name, what)
 	}
 	return nil
 }
@@ -513,21 +526,6 @@ func (a *attacher) mark(t *Table, all bool, gained []string) error {
 		}
 		return err
 	})
-}
-
-// notDefault selects rows that hold something else in a column than ADD COLUMN
-// puts there.
-func notDefault(c Column) string {
-	d := "NULL"
-	if c.Default.Valid {
-		d = defaultSQL(c)
-	}
-	for _, t := range tokens(d) {
-		if t.kind == bareName && !t.is("NULL") && !t.is("TRUE") && !t.is("FALSE") {
-			return "true" // CURRENT_TIMESTAMP and expressions: nobody can tell
-		}
-	}
-	return quote(c.Name) + " IS NOT (" + d + ")"
 }
 
 // remember records what the next Attach and the engine go by. whole asks for the

@@ -22,7 +22,7 @@ var (
 	// ErrDiskFull: there is no room. Nothing was changed.
 	ErrDiskFull = errors.New("the disk is full: free some space and try again; nothing was changed")
 	// ErrReadOnly: the file or its folder cannot be written.
-	ErrReadOnly = errors.New("the database cannot be written: check the rights of the file and of its folder, and that the disk is not mounted read-only")
+	ErrReadOnly = errors.New("the database cannot be read and written: check the rights of the file and of its folder, and that the disk is not mounted read-only")
 	// ErrNotDatabase: the file is something else, or damaged.
 	ErrNotDatabase = errors.New("the file is not a SQLite database, or it is damaged: check the path, or restore a snapshot")
 )

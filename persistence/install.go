@@ -68,6 +68,9 @@ func (a *attacher) chooseOptions() (err error) {
 	}
 	for name, o := range a.opts.Options {
 		t := a.schema.Table(name)
+		if t == nil && slices.ContainsFunc(a.excluded, func(n string) bool { return fold(n) == fold(name) }) {
+			return fmt.Errorf("table %q is excluded and takes no policy: take it back (pipeline attach --include, Table.Include), or take it out of the policies", name)
+		}
 		if t == nil {
 			return fmt.Errorf("there is no attached table %q to choose a policy for: check the name", name)
 		}

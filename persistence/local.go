@@ -52,7 +52,7 @@ func Open(ctx context.Context, db *bun.DB, info DeviceInfo) (*Local, error) {
 		return tx.exec(`UPDATE tidemark_state SET installationId = ?`, newID())
 	}, createBookkeeping)
 	if err != nil {
-		return nil, fmt.Errorf("open the database for sync: %w", err)
+		return nil, fmt.Errorf("open the database for sync: %w", explain(err))
 	}
 	return l, nil
 }

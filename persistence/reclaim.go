@@ -141,3 +141,18 @@ func (p *plan) filled(d *messages.Document, row *localRow) bool {
 	}
 	return false
 }
+
+// notDefault selects rows that hold something else in a column than ADD COLUMN
+// puts there.
+func notDefault(c Column) string {
+	d := "NULL"
+	if c.Default.Valid {
+		d = defaultSQL(c)
+	}
+	for _, t := range tokens(d) {
+		if t.kind == bareName && !t.is("NULL") && !t.is("TRUE") && !t.is("FALSE") {
+			return "true" // CURRENT_TIMESTAMP and expressions: nobody can tell
+		}
+	}
+	return quote(c.Name) + " IS NOT (" + d + ")"
+}

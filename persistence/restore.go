@@ -418,8 +418,11 @@ func retire(ctx context.Context, path string, open Opener) (err error) {
 	if errors.Is(err, ErrNotDatabase) {
 		return err
 	}
+	if err != nil && !errors.Is(err, ErrLocked) {
+		return messages.Saying(ErrLocked, "%s is in use, or cannot be written: close the programs that have it open and try again: %w", path, err)
+	}
 	if err != nil || !strings.EqualFold(mode, "delete") {
-		return fmt.Errorf("%s is in use: close the programs that have it open and try again: %w", path, errors.Join(ErrLocked, err))
+		return messages.Saying(ErrLocked, "%s is in use: close the programs that have it open and try again", path)
 	}
 	return nil
 }

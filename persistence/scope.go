@@ -20,7 +20,7 @@ func (l *Local) CheckScope(ctx context.Context, scope string) error {
 		return fmt.Errorf("%w: %s, and this is %s; go back to it, or reset the database to start over with this one (pipeline attach --reset)", ErrOtherScope, was, scope)
 	}
 	if forgottenOn != 0 {
-		return fmt.Errorf("this device was forgotten and syncs no more: remove its database (`pipeline forget` does), or start over with it (`pipeline attach --reset`): %w", messages.ErrForgotten)
+		return messages.Saying(messages.ErrForgotten, "this device was forgotten and syncs no more: remove its database (`pipeline forget` does), or start over with it (`pipeline attach --reset`)")
 	}
 	return nil
 }

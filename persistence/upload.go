@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"unicode/utf8"
 
 	"github.com/tidemark-sync/tidemark/messages"
@@ -285,7 +286,7 @@ func (g *gatherer) unfit(p *plan, r *localRow, d *messages.Document) string {
 		}
 	}
 	if n := d.Size(); n > messages.MaxDocumentBytes {
-		return fmt.Sprintf("the row takes %d bytes and the server takes at most %d a document: shorten it", n, messages.MaxDocumentBytes)
+		return fmt.Sprintf("the row takes %s bytes and the server takes at most %s a document: shorten it", grouped(n), grouped(messages.MaxDocumentBytes))
 	}
 	return ""
 }
@@ -395,4 +396,13 @@ func (g *gatherer) bury(w messages.Write, depth int) error {
 	}
 	g.closed = len(g.writes)
 	return g.put(w)
+}
+
+// grouped is a number as people read it: 1,048,576.
+func grouped(n int) string {
+	s := strconv.Itoa(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
 }

@@ -11,8 +11,8 @@ import (
 )
 
 // errScopeForgotten is what every device hears from then on.
-var errScopeForgotten = fmt.Errorf("everything in this scope was forgotten, and nothing is synced with it any more; this database keeps its rows: "+
-	"remove it (`pipeline forget`), or start over with another remote (`pipeline attach --reset`): %w", messages.ErrForgotten)
+var errScopeForgotten = messages.Saying(messages.ErrForgotten, "everything in this scope was forgotten, and nothing is synced with it any more; this database keeps its rows: "+
+	"remove it (`pipeline forget`), or start over with another remote (`pipeline attach --reset`)")
 
 // CheckForgotten is messages.ErrForgotten when the scope's marker is among the records.
 func CheckForgotten(devices []messages.Device) error {

@@ -214,7 +214,7 @@ func ownRecord(ctx context.Context, remote DeviceReader, outbox Outbox, c messag
 		}
 	}
 	if record.UpdateTime == 0 {
-		return false, counts, fmt.Errorf("our record in Devices is gone: somebody deleted it; restore it or start from a fresh copy: %w", messages.ErrNotFound)
+		return false, counts, messages.Saying(messages.ErrNotFound, "our record in Devices is gone: somebody deleted it; restore it or start from a fresh copy")
 	}
 	st, err := outbox.Standing(ctx)
 	if err != nil {

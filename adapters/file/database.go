@@ -112,7 +112,7 @@ func openRemote(dir string) (*Remote, error) {
 		return nil, err
 	}
 	if !r.opened.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a file: %w", databaseName, messages.ErrNotFound)
+		return nil, messages.Saying(messages.ErrNotFound, "%s is not a file", databaseName)
 	}
 	if r.writer, err = open(path, 1, "synchronous(FULL)"); err != nil {
 		return nil, err
@@ -174,9 +174,9 @@ func (r *Remote) prepare(ctx context.Context) error {
 		}
 		return tx.Commit()
 	case id != applicationID:
-		return fmt.Errorf("%s is a database of another program, name another folder: %w", databaseName, messages.ErrNotFound)
+		return messages.Saying(messages.ErrNotFound, "%s is a database of another program, name another folder", databaseName)
 	case version > formatVersion:
-		return fmt.Errorf("a newer tidemark made it (format %d, this one knows %d), upgrade this program: %w", version, formatVersion, messages.ErrRejected)
+		return messages.Saying(messages.ErrRejected, "a newer tidemark made it (format %d, this one knows %d), upgrade this program", version, formatVersion)
 	}
 	return nil
 }
@@ -208,7 +208,7 @@ func (r *Remote) check(ctx context.Context) error {
 		return err
 	}
 	if !os.SameFile(info, r.opened) {
-		return fmt.Errorf("%s was replaced while it was in use, open it again: %w", databaseName, messages.ErrNotFound)
+		return messages.Saying(messages.ErrNotFound, "%s was replaced while it was in use, open it again", databaseName)
 	}
 	return nil
 }

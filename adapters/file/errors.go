@@ -33,11 +33,11 @@ func classify(ctx context.Context, err error) error {
 	if sq, ok := errors.AsType[*sqlite.Error](err); ok {
 		switch sq.Code() & 0xff {
 		case sqlite3.SQLITE_FULL:
-			return fmt.Errorf("the disk is full, make room on it: %w: %w", err, messages.ErrUnavailable)
+			return messages.Saying(messages.ErrUnavailable, "the disk is full, make room on it: %w", err)
 		case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_CANTOPEN:
-			return fmt.Errorf("make the folder and its files writable for this user: %w: %w", err, messages.ErrUnauthorized)
+			return messages.Saying(messages.ErrUnauthorized, "make the folder and its files writable for this user: %w", err)
 		case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
-			return fmt.Errorf("the file is damaged or no remote, put back a copy of it or name another folder: %w: %w", err, messages.ErrNotFound)
+			return messages.Saying(messages.ErrNotFound, "the file is damaged or no remote, put back a copy of it or name another folder: %w", err)
 		case sqlite3.SQLITE_TOOBIG:
 			return fmt.Errorf("%w: %w", err, messages.ErrRejected)
 		default:
@@ -46,11 +46,11 @@ func classify(ctx context.Context, err error) error {
 	}
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fmt.Errorf("the disk is full, make room on it: %w: %w", err, messages.ErrUnavailable)
+		return messages.Saying(messages.ErrUnavailable, "the disk is full, make room on it: %w", err)
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
-		return fmt.Errorf("make the folder and its files writable for this user: %w: %w", err, messages.ErrUnauthorized)
+		return messages.Saying(messages.ErrUnauthorized, "make the folder and its files writable for this user: %w", err)
 	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%w: %w", err, messages.ErrNotFound)
+		return messages.Saying(messages.ErrNotFound, "%w", err)
 	default:
 		return fmt.Errorf("%w: %w", err, messages.ErrUnavailable)
 	}
@@ -68,11 +68,11 @@ func Exists(dir string) error {
 	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("there is no folder %q: %w", dir, messages.ErrNotFound)
+		return messages.Saying(messages.ErrNotFound, "there is no folder %q", dir)
 	case err != nil:
 		return classify(context.Background(), err)
 	case !info.IsDir():
-		return fmt.Errorf("%q is not a folder, name one: %w", dir, messages.ErrNotFound)
+		return messages.Saying(messages.ErrNotFound, "%q is not a folder, name one", dir)
 	}
 	return nil
 }
@@ -98,7 +98,10 @@ func openFolder(dir string) (string, error) {
 	}
 	if err := os.Mkdir(abs, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		if errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("the folder's parent does not exist, create it or mount its disk: %w: %w", err, messages.ErrNotFound)
+			if _, perr := os.Stat(filepath.Dir(abs)); perr == nil {
+				return "", messages.Saying(messages.ErrNotFound, "no folder can be made there, name another one: %w", err)
+			}
+			return "", messages.Saying(messages.ErrNotFound, "the folder's parent does not exist, create it or mount its disk: %w", err)
 		}
 		return "", err
 	}
@@ -107,7 +110,7 @@ func openFolder(dir string) (string, error) {
 		return "", err
 	}
 	if !info.IsDir() {
-		return "", fmt.Errorf("it is not a folder, name one: %w", messages.ErrNotFound)
+		return "", messages.Saying(messages.ErrNotFound, "it is not a folder, name one")
 	}
 	return abs, nil
 }

@@ -92,7 +92,7 @@ func scanDevice(scan func(...any) error) (messages.Device, error) {
 		return d, err
 	}
 	if err := json.Unmarshal(record, &d); err != nil {
-		return d, fmt.Errorf("the record of %q is damaged: %w: %w", id, err, messages.ErrNotFound)
+		return d, messages.Saying(messages.ErrNotFound, "the record of %q is damaged: %w", id, err)
 	}
 	d.ID, d.UpdateTime, d.UploadedOn = id, updateTime, uploadedOn
 	return d, nil
@@ -257,7 +257,7 @@ func scanDocument(scan func(...any) error, table string) (messages.Document, err
 		return d, err
 	}
 	if d.Fields, err = decode(fields); err != nil {
-		return d, fmt.Errorf("%w: document %q of %q, put back a copy of the file: %w", err, d.ID, table, messages.ErrNotFound)
+		return d, messages.Saying(messages.ErrNotFound, "%w: document %q of %q, put back a copy of the file", err, d.ID, table)
 	}
 	return d, nil
 }
@@ -472,7 +472,7 @@ func (w *writer) write(ctx context.Context, one *messages.Write) error {
 	if version != 0 {
 		fields, err := decode(stored)
 		if err != nil {
-			return fmt.Errorf("%w: document %q of %q, put back a copy of the file: %w", err, d.ID, d.Table, messages.ErrNotFound)
+			return messages.Saying(messages.ErrNotFound, "%w: document %q of %q, put back a copy of the file", err, d.ID, d.Table)
 		}
 		maps.Copy(fields, d.Fields)
 		d.Fields = fields

@@ -19,6 +19,7 @@ import (
 
 const (
 	loginRemedy  = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run `aws sso login`"
+	secretRemedy = "the secret does not belong to this access key: correct AWS_SECRET_ACCESS_KEY, or the profile's"
 	regionRemedy = "correct the region, or the endpoint, of the bucket in the configuration"
 	clockRemedy  = "set this machine's clock"
 )
@@ -43,7 +44,7 @@ func (s *Store) failed(ctx context.Context, op string, err error) error {
 	if ctx.Err() != nil {
 		return ended(ctx, "s3: "+op)
 	}
-	err = withoutURLs(err)
+	err = quiet{err}
 	if ask := (*signError)(nil); errors.As(err, &ask) {
 		if messages.Class(ask) == "bug" {
 			return fmt.Errorf("s3: %s: %w: %w", op, messages.ErrUnavailable, err)
@@ -88,18 +89,47 @@ func sent(err error) (secrets []string) {
 // signature is the part of a presigned URL that whoever has it may use.
 var signature = regexp.MustCompile(`\?[^\s"]*X-Amz-Signature=[^\s"]*`)
 
-// quiet says what an error says, without the signatures of URLs.
+// noise is what the client says of every answer: the call, which we name ourselves, and
+// ids that are of use to nobody but the server's operator.
+var noise = regexp.MustCompile(`operation error S3: \w+, |https? response error StatusCode: (0|[1-9]\d*), RequestID: [^,]*, (HostID: [^,]*, )?(api error )?|api error `)
+
+// quiet says what an error says, without noise and the signatures of URLs.
 type quiet struct{ error }
 
-func (q quiet) Error() string { return signature.ReplaceAllString(q.error.Error(), "?…") }
+func (q quiet) Error() string {
+	text := signature.ReplaceAllString(q.error.Error(), "?…")
+	return noise.ReplaceAllStringFunc(text, func(found string) string {
+		if status := noise.FindStringSubmatch(found)[1]; status != "" && status != "0" {
+			return "HTTP " + status + ", "
+		}
+		return ""
+	})
+}
+
 func (q quiet) Unwrap() error { return q.error }
 
-func withoutURLs(err error) error {
-	if signature.MatchString(err.Error()) {
-		return quiet{err}
+// expected is how servers name the region in which a bucket is.
+var expected = regexp.MustCompile(`expecting ['"]([a-z0-9-]{1,40})['"]`)
+
+// regionOf says in which region the bucket is, where the server told.
+func regionOf(err error) string {
+	region := ""
+	var resp *smithyhttp.ResponseError
+	if errors.As(err, &resp) && resp.Response != nil && resp.Response.Response != nil {
+		region = resp.Response.Header.Get("X-Amz-Bucket-Region")
 	}
-	return err
+	if region == "" {
+		if m := expected.FindStringSubmatch(err.Error()); m != nil {
+			region = m[1]
+		}
+	}
+	if !regionName.MatchString(region) {
+		return regionRemedy
+	}
+	return fmt.Sprintf("the bucket is in %s: set ?region=%s in the store's URL, or the region in the configuration", region, region)
 }
+
+var regionName = regexp.MustCompile(`^[a-z0-9-]{1,40}$`)
 
 // retryAfter is how long the server asks to be left alone, in seconds or until a time,
 // or 0.
@@ -127,13 +157,15 @@ func classify(err error) (class error, remedy string) {
 		return messages.ErrNotFound, ""
 	case "PreconditionFailed":
 		return messages.ErrConflict, ""
-	case "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch",
+	case "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId",
 		"XAdminUserNotFound": // versitygw's word for an unknown access key
 		return messages.ErrUnauthorized, loginRemedy
+	case "SignatureDoesNotMatch":
+		return messages.ErrUnauthorized, secretRemedy
 	case "RequestTimeTooSkewed", "RequestExpired":
 		return messages.ErrUnauthorized, clockRemedy
 	case "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException":
-		return messages.ErrRejected, regionRemedy
+		return messages.ErrRejected, regionOf(err)
 	case "RequestTimeout", "SlowDown", "NoSuchUpload", "OperationAborted", "ConditionalRequestConflict",
 		"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody":
 		// The upload was interrupted, or what arrived is not what was sent.
@@ -149,7 +181,7 @@ func classify(err error) (class error, remedy string) {
 	case status == http.StatusRequestTimeout || status == http.StatusTooManyRequests || status == http.StatusConflict:
 		return messages.ErrUnavailable, ""
 	case status >= 300 && status < 400:
-		return messages.ErrRejected, regionRemedy
+		return messages.ErrRejected, regionOf(err)
 	case status >= 400 && status < 500:
 		return messages.ErrRejected, ""
 	default:

@@ -254,7 +254,7 @@ func (u *upload) abort(ctx context.Context, id *string) error {
 	defer cancel()
 	_, err := u.s.client.AbortMultipartUpload(call, &s3.AbortMultipartUploadInput{Bucket: &u.s.bucket, Key: u.key, UploadId: id}, counted(&u.requests))
 	if err != nil && errorCode(err) != "NoSuchUpload" {
-		return fmt.Errorf("the parts sent so far stay in bucket %s until its lifecycle rule or `aws s3api abort-multipart-upload` removes them: %s", u.s.bucket, withoutURLs(err).Error())
+		return fmt.Errorf("the parts sent so far stay in bucket %s until its lifecycle rule or `aws s3api abort-multipart-upload` removes them: %s", u.s.bucket, quiet{err}.Error())
 	}
 	return nil
 }
@@ -279,7 +279,7 @@ func (u *upload) once(o *s3.Options) {
 
 // finalError is the failure of the request that replaces the object.
 func (u *upload) finalError(ctx context.Context, err error) error {
-	err = withoutURLs(err)
+	err = quiet{err}
 	if ctx.Err() != nil {
 		// Cancelled too late to know whether it took effect.
 		return fmt.Errorf("s3: %s: %w: %w", u.op, messages.ErrUnavailable, ctx.Err())

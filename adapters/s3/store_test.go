@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -319,6 +320,37 @@ func TestClassOfEveryAnswer(t *testing.T) {
 			t.Errorf("%s: a conditional write was sent %d times and counted %d, want %d", c.code, asked, o.Requests, want)
 		}
 		srv.Close()
+	}
+}
+
+func TestErrorsSayWhatHelpsFirst(t *testing.T) {
+	for _, c := range []struct {
+		status             int
+		region, code, said string
+		want               string
+	}{
+		{301, "eu-west-1", "PermanentRedirect", "go elsewhere", "rejected: the bucket is in eu-west-1: set ?region=eu-west-1"},
+		{400, "", "AuthorizationHeaderMalformed", "the region 'x' is wrong; expecting 'us-east-1'", "rejected: the bucket is in us-east-1: set ?region=us-east-1"},
+		{400, "", "AuthorizationHeaderMalformed", "expecting 'a b'", "rejected: correct the region, or the endpoint"},
+		{403, "", "SignatureDoesNotMatch", "calculate again", "unauthorized: the secret does not belong to this access key"},
+	} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			for name, value := range map[string]string{"X-Amz-Request-Id": "REQUEST17", "X-Amz-Id-2": "HOST17/=", "X-Amz-Bucket-Region": c.region} {
+				w.Header().Set(name, value)
+			}
+			w.WriteHeader(c.status)
+			_, _ = io.WriteString(w, "<Error><Code>"+c.code+"</Code><Message>"+c.said+"</Message></Error>")
+		}))
+		_, err := open(t, Config{Bucket: "b", Endpoint: srv.URL}, "a", "s").Put(t.Context(), "x", strings.NewReader("x"), messages.Condition{})
+		srv.Close()
+		text := fmt.Sprint(err)
+		if !strings.HasPrefix(text, `s3: put "x": `+c.want) || !strings.HasSuffix(text, fmt.Sprintf(": HTTP %d, %s: %s", c.status, c.code, c.said)) {
+			t.Errorf("%s: %s\nwant %s first, and last what the server said", c.code, text, c.want)
+		}
+		if strings.Contains(text, "17") {
+			t.Errorf("%s: %s\nwant no ids of the request", c.code, text)
+		}
 	}
 }
 

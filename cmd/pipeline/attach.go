@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -11,8 +12,9 @@ import (
 
 func (a *app) attach() *cobra.Command {
 	var reset bool
+	var include []string
 	cmd := a.takes(&cobra.Command{
-		Use:   "attach --db FILE [--exclude TABLE]… [--reset]",
+		Use:   "attach --db FILE [--exclude TABLE]… [--include TABLE]… [--reset]",
 		Short: "make a database ready for sync: once, and whenever you like",
 		Long: `attach makes an existing SQLite database ready for sync. Every table gets the
 columns that tell what changed (createdOn, updatedOn, updatedBy, serverId,
@@ -21,7 +23,8 @@ writes. All rows are marked dirty: the next sync uploads them.
 
 It is done as a whole or not at all, and doing it again does only what is new.
 Your own columns and rows stay as they are. Who wins when two devices change a
-row can be said for each table under policies in tidemark.yaml.`,
+row can be said for each table under policies in tidemark.yaml. What is excluded
+stays out, also when nothing excludes it any more, until --include names it.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.settings(cmd)
@@ -37,9 +40,15 @@ row can be said for each table under policies in tidemark.yaml.`,
 				return err
 			}
 			defer db.Close()
+			if err := db.inhabited(ctx); err != nil {
+				return err
+			}
 			var tables []tidemark.Table
 			for _, t := range s.exclude {
 				tables = append(tables, tidemark.Table{Name: t, Exclude: true})
+			}
+			for _, t := range include {
+				tables = append(tables, tidemark.Table{Name: t, Include: true})
 			}
 			for _, t := range sortedKeys(s.policies) {
 				tables = append(tables, tidemark.Table{Name: t, Policy: s.policies[t]})
@@ -55,22 +64,31 @@ row can be said for each table under policies in tidemark.yaml.`,
 					return db.failed(cause(ctx, err))
 				}
 			}
-			a.tellAttached(s, done, reset)
+			now, err := db.choices(ctx)
+			if err != nil {
+				return err
+			}
+			others, err := db.otherObjects(ctx)
+			if err != nil {
+				return err
+			}
+			a.tellAttached(s, done, now, others, reset)
 			return nil
 		},
 	}, "db", "exclude")
+	cmd.Flags().StringArrayVar(&include, "include", nil, "excluded `TABLE` to take back; may be repeated")
 	cmd.Flags().BoolVar(&reset, "reset", false, "forget the server, to start over with another one")
 	return cmd
 }
 
-func (a *app) tellAttached(s settings, d tidemark.Attached, reset bool) {
+func (a *app) tellAttached(s settings, d tidemark.Attached, c choices, others []string, reset bool) {
 	name := plain(s.db.text)
 	tables := count(int64(len(d.Tables)), "table", "tables")
 	switch {
 	case len(d.Tables) == 0:
-		a.out.printf("%s has no table that could be synced.\n", name)
+		a.out.printf("%s has no table that could be synced: all are left out.\n", name)
 	case reset:
-		a.wrap(0, "", fmt.Sprintf("%s has forgotten its server: %s, every row is dirty, and the next sync may go to another.", name, tables))
+		a.wrap(0, "", fmt.Sprintf("%s has forgotten its server: %s, every row is dirty, and the next sync may go to another. A scope that was forgotten takes nobody back.", name, tables))
 		a.out.printf("\n")
 		a.list("tables", d.Tables)
 	default:
@@ -81,12 +99,15 @@ func (a *app) tellAttached(s settings, d tidemark.Attached, reset bool) {
 		name   string
 		tables []string
 	}{
-		{"new", d.New}, {"rebuilt", d.Rebuilt}, {"gained columns", d.Gained}, {"gone", d.Vanished}, {"left out", d.Excluded},
+		{"new", d.New}, {"rebuilt", d.Rebuilt}, {"gained columns", d.Gained}, {"gone", d.Vanished}, {"left out", append(d.Excluded, others...)},
 	} {
 		if l.name == "new" && len(l.tables) == len(d.Tables) {
 			continue // says nothing that is not said
 		}
 		a.list(l.name, l.tables)
+	}
+	if len(d.Tables) > 0 {
+		a.wrap(18, "  policies", c.inForce())
 	}
 	if len(d.Dangling) > 0 {
 		a.out.printf("\nReferences to rows that do not exist; such rows stay here and are not uploaded:\n")
@@ -99,6 +120,9 @@ func (a *app) tellAttached(s settings, d tidemark.Attached, reset bool) {
 		for _, w := range d.Warnings {
 			a.wrap(2, "", w)
 		}
+	}
+	if reset {
+		s.remote, s.store = setting{}, setting{} // it is to name another
 	}
 	if len(d.Tables) > 0 {
 		a.next("sync", s, "remote", "store")
@@ -114,20 +138,7 @@ func (a *app) list(heading string, names []string) {
 
 // wrap prints a text in at most 80 columns, all of it indented, after a heading.
 func (a *app) wrap(indent int, heading, text string) {
-	line := heading + strings.Repeat(" ", max(0, indent-len(heading)))
-	empty := true
-	for word := range strings.FieldsSeq(plain(text)) {
-		if !empty && len([]rune(line))+1+len([]rune(word)) > 80 {
-			a.out.printf("%s\n", line)
-			line, empty = strings.Repeat(" ", indent), true
-		}
-		if !empty {
-			line += " "
-		}
-		line += word
-		empty = false
-	}
-	a.out.printf("%s\n", line)
+	a.out.printf("%s\n", folded(indent, heading, text, 80))
 }
 
 // next tells the command that comes next, with what it needs and does not know.
@@ -136,12 +147,16 @@ func (a *app) next(command string, s settings, more ...string) {
 	if a.given.config != "" {
 		line = append(line, "--config", shell(a.given.config))
 	}
-	if s.db.from == "--db" {
+	if s.db.from == "--db" && !slices.Contains(more, "db") {
 		line = append(line, "--db", shell(s.db.text))
 	}
 	for _, n := range more {
-		v := map[string]setting{"remote": s.remote, "store": s.store}[n]
+		v := map[string]setting{"db": s.db, "remote": s.remote, "store": s.store}[n]
 		switch {
+		case n == "at":
+			line = append(line, "--at", "GENERATION|TIME")
+		case v.text == "" && n == "db":
+			line = append(line, "--db", "FILE")
 		case v.text == "":
 			line = append(line, "--"+n, "URL")
 		case strings.HasPrefix(v.from, "--"):

@@ -150,6 +150,9 @@ func (a *app) configFile(cmd *cobra.Command, s *settings) error {
 	if errors.Is(err, fs.ErrNotExist) && !cmd.Flags().Changed("config") {
 		return nil
 	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return misuse("--config: %w", noFileError{"file " + plain(name) + ": check the name"})
+	}
 	if err != nil {
 		return misuse("read the settings: %w", err)
 	}
@@ -221,11 +224,23 @@ func (s *settings) parse(raw []byte, name string) error {
 		}
 		seen[key.Value] = true
 		if err := s.set(key.Value, value, name); err != nil {
-			return fmt.Errorf("line %d: %w", key.Line, err)
+			if at, ok := errors.AsType[lineError](err); ok {
+				return at
+			}
+			return lineError{key.Line, err}
 		}
 	}
 	return nil
 }
+
+// lineError is about a line of the settings.
+type lineError struct {
+	line int
+	error
+}
+
+func (e lineError) Error() string { return fmt.Sprintf("line %d: %s", e.line, e.error) }
+func (e lineError) Unwrap() error { return e.error }
 
 var lineNumber = regexp.MustCompile(`line \d+`)
 
@@ -310,8 +325,8 @@ func texts(value *yaml.Node, otherwise string) ([]string, error) {
 
 // setPolicies reads who wins conflicts, by table.
 func (s *settings) setPolicies(value *yaml.Node) error {
-	wrong := errors.New(`"policies" takes a policy for each table, such as "notes: merge-by-field"; the policies are ` +
-		"last-writer-wins, server-wins, client-wins and merge-by-field")
+	const known = "the policies are last-writer-wins, server-wins, client-wins and merge-by-field"
+	wrong := errors.New(`"policies" takes a policy for each table, such as "notes: merge-by-field"; ` + known)
 	if value.Kind != yaml.MappingNode {
 		return wrong
 	}
@@ -320,14 +335,14 @@ func (s *settings) setPolicies(value *yaml.Node) error {
 		table, policy := value.Content[i], value.Content[i+1]
 		switch p := tidemark.Policy(policy.Value); {
 		case table.Kind != yaml.ScalarNode || policy.Kind != yaml.ScalarNode:
-			return wrong
+			return lineError{table.Line, wrong}
 		case p == tidemark.LastWriterWins, p == tidemark.ServerWins, p == tidemark.ClientWins, p == tidemark.MergeByField:
 			if _, twice := s.policies[table.Value]; twice {
-				return fmt.Errorf("table %q has two policies: keep one", fit(table.Value, 40))
+				return lineError{table.Line, fmt.Errorf("table %q has two policies: keep one", fit(table.Value, 40))}
 			}
 			s.policies[table.Value] = p
 		default:
-			return wrong
+			return lineError{policy.Line, fmt.Errorf("table %q has a policy that is none: %s", fit(table.Value, 40), known)}
 		}
 	}
 	return nil

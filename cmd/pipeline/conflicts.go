@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -140,7 +141,18 @@ func (a *app) tellConflict(first bool, c tidemark.Conflict) {
 	if c.RestoredOn != nil {
 		differs = "(restored)"
 	}
-	a.out.printf(row, strconv.FormatInt(c.ID, 10), day(c.DetectedOn), fit(c.Table, 13), fit(rowOr(c.Row, c.DocumentID), 12), fit(c.Winner, 8), fit(differs, 16))
+	a.out.printf(row, strconv.FormatInt(c.ID, 10), day(c.DetectedOn), fit(c.Table, 13), fitRow(rowOr(c.Row, c.DocumentID), 12), fit(c.Winner, 8), fit(differs, 16))
+}
+
+// fitRow is a row's key on so few columns that its name is cut before its value.
+func fitRow(row string, width int) string {
+	row = fit(row, 1<<12)
+	name, value, ok := strings.Cut(row, " ")
+	left := width - utf8.RuneCountInString(value) - 1
+	if utf8.RuneCountInString(row) <= width || !ok || left < 2 {
+		return fit(row, width)
+	}
+	return fit(name, left) + " " + value
 }
 
 // rowOr names a row by its key, or by its document where it has none.
@@ -455,7 +467,7 @@ func (d *age) String() string {
 }
 
 // Type implements pflag.Value.
-func (d *age) Type() string { return "duration" }
+func (d *age) Type() string { return "age" }
 
 func oneID(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 {

@@ -34,7 +34,7 @@ func costLines(ctx context.Context, db *database, s settings) ([]string, error) 
 			text = "today " + used(d.Billed, d.Store) + ", about " + dollars(s.prices.Dollars(d.Billed, d.Store))
 		}
 	}
-	lines := []string{text, fmt.Sprintf("in %d days about %s (prices of %s)", monthDays, dollars(month), s.prices.AsOf)}
+	lines := []string{text, fmt.Sprintf("last %d days about %s (prices of %s)", monthDays, dollars(month), s.prices.AsOf)}
 	if s.budget == 0 {
 		return lines, nil
 	}

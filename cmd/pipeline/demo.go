@@ -46,18 +46,28 @@ no network and a few seconds.`,
 			err = s.tell(ctx)
 			s.close()
 			if keep {
-				a.out.printf("\nKept in %s. To look at it:\n  sqlite3 %s 'SELECT title, updatedOn, isDirty, serverId FROM notes'\n",
-					dir, shell(filepath.Join(dir, "laptop.db")))
+				laptop := shell(filepath.Join(dir, "laptop.db"))
+				a.out.printf("\nKept in\n  %s\nTo look at it:\n  %s status --db %s\n  %s conflicts --db %s\n", dir, itself(), laptop, itself(), laptop)
 			} else if rerr := os.RemoveAll(dir); rerr != nil {
 				err = errors.Join(err, fmt.Errorf("clean up: %w", rerr))
 			} else if err == nil {
-				a.out.printf("\nThe temporary folder is removed; `pipeline demo --keep` leaves it to look at.\nYour own: pipeline attach --db FILE\n")
+				a.out.printf("\nThe temporary folder is removed; `demo --keep` leaves it to look at.\nYour own: %s attach --db FILE\n", itself())
 			}
 			return cause(ctx, err)
 		},
 	}
 	cmd.Flags().BoolVar(&keep, "keep", false, "leave the folder, and say how to look at it")
 	return cmd
+}
+
+// itself is how this program is called: by `go run` it lies in a folder that is gone
+// when it has ended.
+func itself() string {
+	name := os.Args[0]
+	if strings.Contains(name, string(filepath.Separator)+"go-build") {
+		return "go run ./cmd/pipeline"
+	}
+	return shell(name)
 }
 
 // story is a run of the demo.
@@ -191,7 +201,7 @@ func (s *story) sync(ctx context.Context, d *device, remark string) (tidemark.Re
 	}
 	s.line(d.name, "%-15s %-19s %s", moved, fmt.Sprintf("%s, %s", count(r.Billed.Reads, "read", "reads"), count(r.Billed.Writes, "write", "writes")), remark)
 	if r.Snapshot != nil {
-		s.line("", "and is Big Brother: it backs up a snapshot of %s", size(r.Store.BytesUp))
+		s.line("", "and is Big Brother: it backs up, %s with the manifest", size(r.Store.BytesUp))
 	}
 	return r, nil
 }
@@ -214,7 +224,7 @@ func (s *story) more(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if _, err := s.sync(ctx, d, "everything arrives, parents first"); err != nil {
+		if _, err := s.sync(ctx, d, "all of it, parents first"); err != nil {
 			return err
 		}
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"strings"
 	"time"
 
@@ -15,10 +14,11 @@ func (a *app) devices() *cobra.Command {
 	cmd := a.takes(&cobra.Command{
 		Use:   "devices --db FILE --remote URL --store URL [--json]",
 		Short: "who syncs with the remote, and who is Big Brother",
-		Long: `devices lists everybody who syncs with the remote: the last upload, how many
-uploads of others a device had not read when it last wrote its record, and who
-backs up. A device that is behind holds back the removal of old tombstones, for
-at most 90 days. It costs one read a device and one GET.`,
+		Long: `devices lists everybody who syncs with the remote, and who backs up: how many
+uploads a device made, and how many of the others' it was behind when it last
+wrote its record: with each upload, else once a day. One that is behind and
+silent for a week holds back the removal of old tombstones, for at most 90 days.
+It costs one read a device and one GET.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
@@ -42,10 +42,15 @@ at most 90 days. It costs one read a device and one GET.`,
 	return cmd
 }
 
+// quietAfter is when a device that is behind is worth a word, as for doctor.
+const quietAfter = 7 * 24 * time.Hour
+
 func (a *app) tellDevices(f tidemark.Fleet) {
 	row := "  %-*s  %-19s %8s %8s\n"
-	a.out.printf(row, nameWidth, "device", "last upload", "number", "behind")
+	a.out.printf(row, nameWidth, "device", "last upload", "uploads", "behind")
+	this := false
 	for _, d := range f.Devices {
+		this = this || d.This
 		name := d.Name
 		if name == "" {
 			name = d.DeviceID
@@ -55,16 +60,23 @@ func (a *app) tellDevices(f tidemark.Fleet) {
 			upload = d.UploadedOn.Local().Format(time.DateTime)
 		}
 		a.out.printf(row, nameWidth, fit(name, nameWidth), upload, thousands(d.Seq), thousands(d.Behind))
-		text := []string{fmt.Sprintf("%s, %s, heard of %s", fit(d.DeviceID, 40), fit(d.Platform, 40), ago(d.HeardOn))}
+		who := fit(d.DeviceID, 40)
+		if d.Platform != "" {
+			who += ", " + fit(d.Platform, 40)
+		}
+		text := []string{who + ", heard of " + ago(d.HeardOn)}
 		for _, r := range []struct {
 			is   bool
 			text string
-		}{{d.Forgotten, "forgotten"}, {d.This, "this device"}, {d.BigBrother, "Big Brother"}, {d.HoldsBackPurge, "holds back the removal of old tombstones"}} {
+		}{{d.Forgotten, "forgotten"}, {d.This, "this device"}, {d.BigBrother, "Big Brother"}, {d.HoldsBackPurge && time.Since(d.HeardOn) > quietAfter, "holds back the removal of old tombstones"}} {
 			if r.is {
 				text = append(text, r.text)
 			}
 		}
 		a.wrap(4, "    ", strings.Join(text, "; "))
+	}
+	if !this {
+		a.wrap(2, "  ", "This device is not among them yet: its first sync registers it.")
 	}
 	a.out.printf("\n")
 	if f.BigBrother == nil {

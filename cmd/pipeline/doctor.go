@@ -193,7 +193,7 @@ func remedyFor(err error) string {
 	case errors.Is(err, tidemark.ErrNotDatabase):
 		return "check the name; a damaged file is kept, and the newest snapshot restored beside it (pipeline restore)"
 	case errors.Is(err, tidemark.ErrReadOnly):
-		return "give this user the right to write the file and its folder"
+		return "give this user the right to read and write the file and its folder"
 	case errors.Is(err, tidemark.ErrLocked):
 		return "find the program that holds a transaction open, and end it"
 	}

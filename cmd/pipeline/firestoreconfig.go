@@ -19,9 +19,10 @@ place of the last name: firestore://my-project/users/alice gives the rules for
 users/{uid}.
 
 A user reaches the own scope alone. There, only what a device does is allowed: a
-device's record moves one number at a time and is never deleted; a document
-comes with its device's record in the same commit, with our fields and the
-server's time; what leaves the server has been deleted before.
+device's record moves one number at a time, and is deleted only when the owner
+has everything forgotten; a document comes with its device's record in the same
+commit, with our fields and the server's time; what leaves the server has been
+deleted before, or is forgotten.
 
 Put the file where your firebase.json says ("firestore": {"rules":
 "firestore.rules"}) and deploy it with firebase deploy --only firestore:rules.

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 // forgetFlags are what the command line says.
@@ -137,7 +138,7 @@ func (a *app) forgetScope(cmd *cobra.Command, f forgetFlags) error {
 		return cause(ctx, err)
 	}
 	if !f.asJSON {
-		a.tellScope(plan, s.store.text)
+		a.tellScope(plan, s.remote.text, s.store.text)
 		if w != nil {
 			a.tellFile(w, local, f)
 		}
@@ -286,8 +287,8 @@ func openBoth(ctx context.Context, s settings) (tidemark.Remote, tidemark.Snapsh
 
 func (a *app) item(name, text string) { a.wrap(13, "  "+name, text) }
 
-func (a *app) tellScope(p tidemark.Forgotten, store string) {
-	a.out.printf("To be forgotten is everything in %s.\n\n", plain(p.Scope))
+func (a *app) tellScope(p tidemark.Forgotten, remote, store string) {
+	a.out.printf("To be forgotten is everything in this remote:\n  %s\n\n", plain(remote))
 	var tables []string
 	var n int64
 	for _, t := range slices.Sorted(maps.Keys(p.Documents)) {
@@ -345,7 +346,14 @@ func (a *app) refuseUnsynced(w *work, p tidemark.Forgotten, f forgetFlags) error
 	if f.discard || !lost {
 		return nil
 	}
-	return w.db.failed(fmt.Errorf("it has rows that exist nowhere else: sync it first and copy away what is not synced, or give them up with --discard-unsynced: %w", tidemark.ErrUnsynced))
+	var advice []string
+	if p.Unsynced > 0 {
+		advice = append(advice, "sync it first")
+	}
+	if len(p.LocalOnly) > 0 {
+		advice = append(advice, "copy away the tables that are not synced ("+strings.Join(slices.Sorted(maps.Keys(p.LocalOnly)), ", ")+")")
+	}
+	return w.db.failed(messages.Saying(tidemark.ErrUnsynced, "it has rows that are only here: %s, or give them up with --discard-unsynced", strings.Join(advice, " and ")))
 }
 
 // confirm wants a word typed, unless --yes says it.

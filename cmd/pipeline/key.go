@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 
@@ -25,6 +26,9 @@ func (s settings) key() (tidemark.Encryption, error) {
 		text, err := readPrivate(f, "key file", ": `pipeline keygen -o FILE` makes one")
 		if err != nil {
 			return nil, err
+		}
+		if _, err := crypt.New(crypt.Config{Identities: []string{text}}); err != nil {
+			return nil, misuse("%s: %s is no key file: it holds lines that start with AGE-SECRET-KEY-, as `pipeline keygen` writes them", f.from, plain(f.text))
 		}
 		c.Identities = append(c.Identities, text)
 	}
@@ -73,6 +77,14 @@ type noFileError struct{ what string }
 func (e noFileError) Error() string { return "there is no " + e.what }
 func (e noFileError) Unwrap() error { return fs.ErrNotExist }
 
+// noFolder says what an error of a new file does not: that its folder is missing.
+func noFolder(file string, err error) error {
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return noFileError{"folder " + plain(filepath.Dir(file)) + ": create it first"}
+}
+
 func (a *app) keygen() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
@@ -99,12 +111,13 @@ The next snapshot is encrypted with the first; all of them open.`,
 				return fmt.Errorf("%s is there already: a key that is overwritten opens nothing any more; choose another name", plain(file))
 			}
 			if err != nil {
-				return fmt.Errorf("write the key: %w", err)
+				return fmt.Errorf("write the key to %s: %w", plain(file), noFolder(file, err))
 			}
 			_, err = f.WriteString(text)
 			if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 				return fmt.Errorf("write the key: %w", errors.Join(err, os.Remove(file)))
 			}
+			a.complain(0, "", plain(file)+" has the key; only you can read it. Keep a copy in another place: without it no snapshot opens. Use it with --key-file "+shell(file)+". Its public half:")
 			a.out.printf("%s\n", recipient)
 			return nil
 		},

@@ -82,12 +82,12 @@ func start(args []string) int {
 		return exitFailed
 	}
 	if errors.Is(err, errInterrupted) {
-		fmt.Fprintln(a.err, "pipeline: interrupted. Nothing is lost: the next one goes on from here.")
+		a.complain(2, "pipeline: ", "interrupted. Nothing is lost: the next one goes on from here.")
 		return exitFailed
 	}
-	fmt.Fprintln(a.err, "pipeline: "+plain(err.Error()))
-	if h := hint(err); h != "" {
-		fmt.Fprintln(a.err, h)
+	a.complain(2, "pipeline: ", err.Error())
+	for _, h := range append(hints(err), goesOn(cmd.Name(), err)...) {
+		a.complain(0, "", h)
 	}
 	if errors.As(err, new(usageError)) {
 		fmt.Fprintf(a.err, "Run `%s --help` to see how it is used.\n", cmd.CommandPath())
@@ -96,17 +96,32 @@ func start(args []string) int {
 	return exitFailed
 }
 
-// hint is the remedy that the error itself does not name.
-func hint(err error) string {
+// hints are the remedies that the error itself does not name.
+func hints(err error) []string {
 	switch {
 	case errors.Is(err, tidemark.ErrSignedOut):
-		return "Nothing is lost: edits wait in the database until the user signs in again."
+		return []string{"Nothing is lost: edits wait in the database until the user signs in again."}
+	case errors.Is(err, tidemark.ErrWrongKey):
+		return []string{"Give the key that the snapshot was made with: --key-file may be repeated, the newest first."}
 	case errors.Is(err, tidemark.ErrUnavailable):
-		return "The server did not answer as it should: check the network, the URL and the server.\nNothing is lost: the next sync goes on from here."
+		return []string{"The server did not answer as it should: check network, URL and server."}
 	case failedDisk(err):
-		return "The disk refused: check its room, its limits and its health.\nNothing is lost: the next sync goes on from the last whole step."
+		return []string{"The disk refused: check its room, its limits and its health."}
 	}
-	return ""
+	return nil
+}
+
+// goesOn says of a command that moves rows what comes of it after an outage.
+func goesOn(command string, err error) []string {
+	switch outage := errors.Is(err, tidemark.ErrUnavailable) || failedDisk(err); {
+	case errors.Is(err, tidemark.ErrSignedOut) || !outage:
+		return nil
+	case command == "sync" || command == "run":
+		return []string{"Nothing is lost: the next sync goes on from here."}
+	case command == "restore":
+		return []string{"Nothing is lost: run it again, and it goes on where it was."}
+	}
+	return nil
 }
 
 // interruptible ends the context at the first SIGINT or SIGTERM, and the process at
@@ -229,9 +244,24 @@ func flagError(err error) error {
 	case errors.As(err, &missing):
 		return misuse("the flag --%s needs a value", missing.GetFlag().Name)
 	case errors.As(err, &invalid):
-		return misuse("the value of --%s is not one: it takes a %s", invalid.GetFlag().Name, invalid.GetFlag().Value.Type())
+		return misuse("the value of --%s is not one: it takes %s", invalid.GetFlag().Name, takes(invalid.GetFlag().Value.Type()))
 	}
 	return misuse("the flags cannot be read: check their spelling")
+}
+
+// takes says what a value of a type looks like.
+func takes(kind string) string {
+	switch kind {
+	case "duration":
+		return "a time such as 30s, 5m or 2h"
+	case "age":
+		return "a time such as 90d or 12h"
+	case "int", "int64":
+		return "a whole number such as 20"
+	case "bool":
+		return "true or false"
+	}
+	return "a " + kind
 }
 
 // noSuchCommand refuses what stands in the place of a command.

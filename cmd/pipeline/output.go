@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"golang.org/x/term"
 )
 
 // output is standard output. It remembers its first failure: who reads a Report from
@@ -74,6 +77,60 @@ func plain(s string) string {
 		}
 	}
 	return b.String()
+}
+
+// folded is a text in lines of at most width columns, all of them indented, after a
+// heading.
+func folded(indent int, heading, text string, width int) string {
+	var lines []string
+	line := heading + strings.Repeat(" ", max(0, indent-utf8.RuneCountInString(heading)))
+	empty := true
+	for word := range strings.FieldsSeq(plain(text)) {
+		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {
+			lines = append(lines, line)
+			line, empty = strings.Repeat(" ", indent), true
+		}
+		if !empty {
+			line += " "
+		}
+		line += word
+		empty = false
+	}
+	return strings.Join(append(lines, line), "\n")
+}
+
+// screen is how many columns a terminal has, and 0 where w is none: what a script or a
+// log reads keeps one line a message.
+func screen(w io.Writer) int {
+	f, ok := w.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return 0
+	}
+	if width, _, err := term.GetSize(int(f.Fd())); err == nil && width >= 20 {
+		return width
+	}
+	return 80
+}
+
+// message is a text for people at a terminal of so many columns: broken into lines, or
+// one line where there is no terminal. What has lines of its own keeps them.
+func message(indent int, heading, text string, width int) string {
+	if width == 0 {
+		return heading + plain(text)
+	}
+	var lines []string
+	for i, l := range strings.Split(strings.TrimSpace(text), "\n") {
+		if i > 0 {
+			heading = strings.Repeat(" ", indent)
+		}
+		lines = append(lines, folded(indent, heading, l, width))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// complain writes a message to standard error.
+func (a *app) complain(indent int, heading, text string) {
+	fmt.Fprintln(a.err, message(indent, heading, text, screen(a.err)))
 }
 
 // fit is plain on one line of at most width characters.

@@ -100,11 +100,7 @@ func (p *progress) draw(stop, done chan struct{}) {
 				line += ", " + m
 			}
 		}
-		width, _, err := term.GetSize(int(p.w.Fd()))
-		if err != nil || width < 20 {
-			width = 80
-		}
-		fmt.Fprint(p.w, "\r\x1b[K"+fit(line, width-1))
+		fmt.Fprint(p.w, "\r\x1b[K"+fit(line, max(screen(p.w), 20)-1))
 		p.shown = true
 	}
 }

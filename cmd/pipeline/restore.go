@@ -127,6 +127,9 @@ ago, such as 2h or 90m.`,
 				if err := cause(ctx, err); errors.Is(err, errInterrupted) {
 					return err
 				}
+				if errors.Is(err, tidemark.ErrNotDatabase) && !errors.Is(err, tidemark.ErrDamaged) {
+					return fmt.Errorf("%s is there, and is no SQLite database or a damaged one: move it away first, or name another file", s.db.text)
+				}
 				if errors.Is(err, tidemark.ErrUnsynced) {
 					return fmt.Errorf("%s: %w; --keep-unsynced restores all the same, and keeps the file beside", s.db.text, err)
 				}
@@ -139,7 +142,7 @@ ago, such as 2h or 90m.`,
 				a.out.printf("  conflicts %s carried over from the old file\n", thousands(r.Conflicts))
 			}
 			if r.Kept != "" {
-				a.out.printf("\nThe file that was there has rows that no other device has. It is kept as\n  %s\nand is still a device: sync it once, and they are everywhere. Then remove it.\n\n", plain(r.Kept))
+				a.out.printf("\nThe file that was there has rows that no other device has. It is kept as\n  %s\nand is still a device: sync it once, and they are everywhere. Then remove it.\n", plain(r.Kept))
 			}
 			a.next("sync", s, "remote", "store")
 			return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -89,10 +90,10 @@ func (a *app) runUntil(cmd *cobra.Command, w *work, d *diary, reload <-chan os.S
 				stop(errReload)
 				return
 			}
-			fmt.Fprintf(a.err, "%s  the new settings do not work, the old ones stay: %s\n", time.Now().Format(time.TimeOnly), plain(err.Error()))
+			a.complain(10, now(), "the new settings do not work, the old ones stay: "+err.Error())
 		}
 	})
-	err = w.pipeline.Run(ctx, d.cycle, budgetTeller(ctx, w, d.say))
+	err = w.pipeline.Run(ctx, d.cycle, budgetTeller(ctx, w, d.say), companyTeller(ctx, w, d.say))
 	close(done)
 	wg.Wait()
 	a.progress.end()
@@ -117,13 +118,13 @@ type diary struct {
 
 // begin is the first line, and that after new settings.
 func (d *diary) begin(w *work) {
-	text := fmt.Sprintf("%s keeps in step with %s, every %v.", plain(w.settings.db.text), plain(w.settings.remote.text), w.settings.every)
+	text := fmt.Sprintf("%s keeps in step with %s, every %v.", plain(w.settings.db.text), plain(w.settings.remote.text), brief(w.settings.every))
 	if d.begun {
 		d.say("new settings: %s", text)
 		return
 	}
 	d.begun = true
-	d.a.out.printf("%s Ctrl-C stops it.\n", text)
+	d.a.out.printf("%s\n", message(0, "", text+" Ctrl-C stops it.", screen(d.a.out.w)))
 }
 
 // ended says how it ended.
@@ -138,7 +139,27 @@ func (d *diary) ended(w *work, err error) error {
 }
 
 func (d *diary) say(format string, args ...any) {
-	d.a.out.printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+	d.a.out.printf("%s\n", message(10, now(), fmt.Sprintf(format, args...), screen(d.a.out.w)))
+}
+
+// now begins a line of the diary.
+func now() string { return time.Now().Format(time.TimeOnly) + "  " }
+
+// again says when run tries again by itself, as DefaultRetryPolicy has it; nothing of
+// what ends it.
+func again(err error) []string {
+	is := func(classes ...error) bool {
+		return slices.ContainsFunc(classes, func(c error) bool { return errors.Is(err, c) })
+	}
+	switch {
+	case is(tidemark.ErrUnauthorized, tidemark.ErrNotFound, tidemark.ErrNotAttached, tidemark.ErrNotDatabase, tidemark.ErrOtherScope):
+		return nil
+	case is(tidemark.ErrUnavailable, tidemark.ErrLocked):
+		return []string{"It tries again by itself: soon at first, then every minute or so (a snapshot: in the next cycle)."}
+	case is(tidemark.ErrRejected, tidemark.ErrDiskFull, tidemark.ErrReadOnly, tidemark.ErrMassDelete, tidemark.ErrNoResolver):
+		return []string{"It tries again by itself, every five minutes or so."}
+	}
+	return []string{"It tries again by itself, every half an hour at least."}
 }
 
 // cycle is told of every cycle that ended, or failed.
@@ -152,9 +173,9 @@ func (d *diary) cycle(r tidemark.Report, err error) {
 		}
 		if text := plain(err.Error()); text != d.failing { // an outage is told once
 			d.failing = text
-			fmt.Fprintf(d.a.err, "%s  failed: %s\n", time.Now().Format(time.TimeOnly), text)
-			if h := hint(err); h != "" {
-				fmt.Fprintln(d.a.err, h)
+			d.a.complain(10, now(), "failed: "+text)
+			for _, h := range append(hints(err), again(err)...) {
+				d.a.complain(0, "", h)
 			}
 		}
 		return
@@ -191,6 +212,32 @@ func (d *diary) cycle(r tidemark.Report, err error) {
 			parts = append(parts, "not in step yet")
 		}
 		d.say("%s (%s)", strings.Join(parts, ", "), billed(r))
+	}
+}
+
+// companyTeller says once that another program keeps the same file in step: each asks the
+// server for itself. A sync by hand is none.
+func companyTeller(ctx context.Context, w *work, say func(format string, args ...any)) func(tidemark.Report, error) {
+	const last = 3 // cycles that are looked at
+	began := time.Now()
+	var ours []string
+	met := 0 // cycles of ours in a row between which there was another's
+	return func(r tidemark.Report, _ error) {
+		ours = append(ours, r.Cycle)[max(0, len(ours)+1-last):]
+		if met == last {
+			return
+		}
+		traces, err := tidemark.ReadTraces(ctx, w.db.DB, last)
+		if err != nil {
+			return // a database that cannot be read ends the next cycle
+		}
+		if !slices.ContainsFunc(traces, func(t tidemark.CycleTrace) bool { return t.StartedOn.After(began) && !slices.Contains(ours, t.Cycle) }) {
+			met = 0
+			return
+		}
+		if met++; met == last {
+			say("another program syncs %s as well: one is enough, and every cycle is billed", plain(w.db.path))
+		}
 	}
 }
 

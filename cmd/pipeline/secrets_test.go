@@ -296,7 +296,7 @@ func TestSecretsStaySecret(t *testing.T) {
 		"AWS's container":              {args: []string{"verify", "--store", "s3://bucket/alice?region=us-east-1"}, env: []string{"AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY=", "AWS_CONTAINER_CREDENTIALS_FULL_URI=http://127.0.0.1:1/", "AWS_CONTAINER_AUTHORIZATION_TOKEN=" + misplaced + "\n"}, want: "invalid newline"},
 		"the key as --key-file":        {args: []string{"verify", "--store", store, "--key-file", "AGE-SECRET-KEY-" + hunted["the identity"]}, want: "and not the key itself"},
 		"the key as TIDEMARK_KEY_FILE": {args: []string{"verify", "--store", store}, env: []string{"TIDEMARK_KEY_FILE=" + file}, want: "and not the key itself"},
-		"a key file that is none":      {args: []string{"verify", "--store", store, "--key-file", s.write("bad.txt", "AGE-SECRET-KEY-1"+misplaced)}, want: "identity file 1 is not one"},
+		"a key file that is none":      {args: []string{"verify", "--store", store, "--key-file", s.write("bad.txt", "AGE-SECRET-KEY-1"+misplaced)}, want: "bad.txt is no key file"},
 		"settings: unknown":            {args: []string{"verify", "--config", s.write("c1.yaml", "passphrase: "+misplaced+"\n")}, want: "there is no setting"},
 		"settings: twice":              {args: []string{"verify", "--config", s.write("c2.yaml", "store: a\nstore: "+misplaced+"\n")}, want: "is there twice"},
 		"settings: the key":            {args: []string{"verify", "--store", store, "--config", s.write("c3.yaml", "key-file: AGE-SECRET-KEY-"+hunted["the identity"]+"\n")}, want: "and not the key itself"},

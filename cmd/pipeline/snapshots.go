@@ -15,8 +15,8 @@ func (a *app) snapshots() *cobra.Command {
 		Short: "what can be restored, and from when",
 		Long: `snapshots lists what "pipeline restore --at" can bring back, the newest first:
 when it was made, the size of the database and of what is stored, how many rows
-it has, and which device made it. It costs one GET. --json has the rows of each
-table.`,
+it has, whether it is encrypted, and which device made it. It costs one GET.
+--json has the rows of each table.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
@@ -43,7 +43,7 @@ table.`,
 			if asJSON {
 				return a.out.json(list)
 			}
-			a.tellSnapshots(list)
+			a.tellSnapshots(s, list)
 			return nil
 		},
 	}, "store")
@@ -51,7 +51,7 @@ table.`,
 	return cmd
 }
 
-func (a *app) tellSnapshots(list []tidemark.SnapshotInfo) {
+func (a *app) tellSnapshots(known settings, list []tidemark.SnapshotInfo) {
 	if len(list) == 0 {
 		a.out.printf("There is no snapshot in this store yet: sync a device with it first.\n")
 		return
@@ -69,8 +69,8 @@ func (a *app) tellSnapshots(list []tidemark.SnapshotInfo) {
 		if s.Current {
 			current = ", the newest"
 		}
-		a.out.printf("%s\n  made      %s%s\n  holds     %s; stored as %s\n  by        %s\n", plain(s.Generation),
-			ago(s.MadeOn.Truncate(time.Second)), current, content, size(s.StoredBytes), plain(s.DeviceID))
+		a.out.printf("%s\n  made      %s%s\n  holds     %s; stored as %s, %s\n  by        %s\n", plain(s.Generation),
+			ago(s.MadeOn.Truncate(time.Second)), current, content, size(s.StoredBytes), encrypted(s.Encrypted), plain(s.DeviceID))
 	}
-	a.out.printf("\nNext: pipeline restore --at GENERATION|TIME\n")
+	a.next("restore", known, "db", "store", "at")
 }

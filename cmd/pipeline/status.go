@@ -47,12 +47,20 @@ asks no server and costs nothing; "pipeline doctor" looks further.`,
 			if asJSON {
 				return a.out.json(st)
 			}
+			chosen, err := db.choices(ctx)
+			if err != nil {
+				return err
+			}
 			a.out.printf("%s\n", headline(plain(s.db.text), st))
 			if err := a.tellLeft(ctx, db, st); err != nil {
 				return err
 			}
 			a.out.printf("\n")
 			a.tellStatus(st)
+			a.wrap(15, "  policies", chosen.inForce())
+			if text := chosen.unheeded(s); text != "" {
+				a.wrap(15, "  warning", text)
+			}
 			return a.tellBills(ctx, db, s)
 		},
 	}, "db", "budget")
@@ -122,7 +130,7 @@ func (a *app) tellStatus(st tidemark.Status) {
 		if e.Table != "" {
 			where += " of " + e.Table
 		}
-		row("last error", ago(e.FailedOn)+", "+fit(where, 60)+": "+fit(e.Error, 300))
+		row("last error", ago(e.FailedOn)+", "+fit(where, 60)+": "+fit(failure(e.Stage, e.Error), 300))
 	}
 	if st.Snapshot == nil {
 		row("snapshot", "none known")
@@ -149,6 +157,17 @@ func (a *app) tellStatus(st tidemark.Status) {
 	default:
 		row("clock", "right")
 	}
+}
+
+// failure is the error of a step, its class first and once, without the stage, which
+// stands beside it.
+func failure(stage, text string) string {
+	class, rest, ok := strings.Cut(text, ": ")
+	if !ok {
+		return text
+	}
+	rest = strings.TrimPrefix(rest, stage+": ")
+	return class + ": " + strings.TrimSuffix(strings.Replace(rest, ": "+class+": ", ": ", 1), ": "+class)
 }
 
 // since is how long ago a moment was.

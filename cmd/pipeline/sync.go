@@ -124,13 +124,20 @@ func (a *app) open(cmd *cobra.Command) (_ *work, err error) {
 	if err := w.db.attached(ctx); err != nil {
 		return nil, err
 	}
+	chosen, err := w.db.choices(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if text := chosen.unheeded(s); text != "" {
+		a.complain(2, "warning: ", text)
+	}
 	remote, c, err := openRemote(ctx, remoteURL)
 	if err != nil {
 		return nil, err
 	}
 	w.closers = append(w.closers, c)
 	if c, ok := remote.(interface{ Caution() string }); ok && c.Caution() != "" {
-		fmt.Fprintln(a.err, "warning: "+plain(c.Caution()))
+		a.complain(2, "warning: ", c.Caution())
 	}
 	store, c, err := openStore(ctx, storeURL)
 	if err != nil {

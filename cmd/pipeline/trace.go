@@ -126,8 +126,8 @@ func (a *app) tellTrace(t tidemark.CycleTrace, p tidemark.Prices) {
 	if t.TraceID != "" {
 		a.out.printf("  trace %s\n", plain(t.TraceID))
 	}
-	row := "  %-*s %-*s %7s %9s %8s  %s\n"
-	a.out.printf(row, stageWidth, "stage", tableWidth, "table", "rows", "bytes", "time", "")
+	row := "  %-*s %-*s %7s %9s %8s"
+	a.out.printf(row+"\n", stageWidth, "stage", tableWidth, "table", "rows", "bytes", "time")
 	round := 0
 	for _, s := range t.Steps {
 		if s.Round != round {
@@ -138,9 +138,9 @@ func (a *app) tellTrace(t tidemark.CycleTrace, p tidemark.Prices) {
 		if s.Attempt > 1 {
 			stage = fmt.Sprintf("%s (%d)", s.Stage, s.Attempt)
 		}
-		a.out.printf(row, stageWidth, fit(stage, stageWidth), tableWidth, fit(s.Table, tableWidth), some(s.Rows, thousands), some(s.Bytes, size), milliseconds(s.Ms), bar(s.AtMs, s.Ms, t.Ms))
+		a.out.printf(row+"  %s\n", stageWidth, fit(stage, stageWidth), tableWidth, fit(s.Table, tableWidth), some(s.Rows, thousands), some(s.Bytes, size), milliseconds(s.Ms), bar(s.AtMs, s.Ms, t.Ms))
 		if s.Error != "" {
-			a.wrap(4, "    ", fit(s.Error, 300))
+			a.wrap(4, "    ", fit(failure(s.Stage, s.Error), 300))
 		}
 	}
 	a.out.printf("\n")

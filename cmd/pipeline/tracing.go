@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -27,7 +26,7 @@ func (a *app) tracer(ctx context.Context) (tidemark.Tracer, io.Closer, error) {
 	var once sync.Once
 	otel.OnError(func(error) { // its text may hold the collector's URL, and that a password
 		once.Do(func() {
-			fmt.Fprintln(a.err, "pipeline: the collector of traces does not take them: check OTEL_EXPORTER_OTLP_ENDPOINT. Nothing else suffers.")
+			a.complain(2, "pipeline: ", "the collector of traces does not take them: check OTEL_EXPORTER_OTLP_ENDPOINT. Nothing else suffers.")
 		})
 	})
 	e, err := otel.Open(ctx, "pipeline", version())

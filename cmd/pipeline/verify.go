@@ -42,7 +42,8 @@ foreign keys, version. It installs nothing.`,
 				return explain(err)
 			}
 			how := count(int64(len(v.Chain())), "object", "objects") + ", " + encrypted(v.Encrypted)
-			a.out.printf("Snapshot %s is sound: %s.\n\n", plain(v.Generation), fmt.Sprintf("a database of %s from %s (%s)", size(v.RawSize), size(v.Download()), how))
+			a.wrap(0, "", fmt.Sprintf("Snapshot %s is sound: a database of %s from %s (%s).", v.Generation, size(v.RawSize), size(v.Download()), how))
+			a.out.printf("\n")
 			a.out.printf("  made      %s, by %s\n", stamp(v.MadeOn), plain(v.Device))
 			a.out.printf("  store     %s (%s)\n", count(v.Store.Gets, "GET", "GETs"), size(v.Store.BytesDown))
 			return nil

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 // unused fails when another program has the file open, as far as SQLite can tell, and
@@ -33,8 +34,12 @@ func unused(ctx context.Context, name string) (err error) {
 	if err := db.QueryRowContext(ctx, `PRAGMA journal_mode`).Scan(&was); err != nil {
 		return fmt.Errorf("%s: %w", name, explain(err))
 	}
-	if err := db.QueryRowContext(ctx, `PRAGMA journal_mode = DELETE`).Scan(&mode); err != nil || mode != "delete" { // needs the file for itself
-		return fmt.Errorf("%s is in use: close the programs that have it open, and run this again; nothing was done: %w", name, errors.Join(tidemark.ErrLocked, err))
+	err = explain(db.QueryRowContext(ctx, `PRAGMA journal_mode = DELETE`).Scan(&mode)) // needs the file for itself
+	if err != nil && !errors.Is(err, tidemark.ErrLocked) {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if err != nil || mode != "delete" {
+		return messages.Saying(tidemark.ErrLocked, "%s is in use: close the programs that have it open, and run this again; nothing was done", name)
 	}
 	if was != "wal" {
 		return nil
