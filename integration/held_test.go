@@ -9,33 +9,6 @@ import (
 	"github.com/tidemark-sync/tidemark/messages"
 )
 
-// A row leaves its parent, which is deleted, and the server refuses the row: there it
-// still refers to the parent, so the parent's tombstone waits. Else the next device would
-// revive it.
-func TestATombstoneWaitsForARefusedRowThatLeftIt(t *testing.T) {
-	t.Parallel()
-	f := newFleet(t, notesSchema)
-	server := f.refusing()
-	a, b := f.device("a"), f.device("b")
-	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home'), (2, 'work'); INSERT INTO note (id, notebook, title) VALUES (10, 1, 'good')`)
-	rounds(2, a, b)
-	server.refuse = func(d messages.Document) bool { return d.Fields["title"] == "bad" }
-	a.exec(`BEGIN; UPDATE note SET notebook = 2, title = 'bad'; DELETE FROM notebook WHERE id = 1; COMMIT`)
-	for _, d := range []*device{a, b, a} {
-		d.sync()
-	}
-	if n := b.value(`SELECT count(*) FROM notebook`) + b.value(`SELECT count(*) FROM notebook WHERE isDirty`); n != "20" {
-		t.Errorf("the other device has %s notebooks and changed ones, want 2 and 0", n)
-	}
-	server.refuse = func(messages.Document) bool { return false }
-	a.replay(tidemark.DeadLetterFilter{}, false)
-	rounds(2, a, b)
-	same(t, a, b)
-	if n := b.value(`SELECT count(*) FROM notebook`); n != "1" {
-		t.Errorf("%s notebooks are left, want 1", n)
-	}
-}
-
 // What the server does not take – a row that left its parent, or a tombstone – still
 // refers to its parent there. So the parent's tombstone waits, the one above it too, and no
 // device revives what was deleted.
@@ -66,6 +39,11 @@ func TestATombstoneWaitsForWhatWasRefused(t *testing.T) {
 		"a row left":         {tables, first, `UPDATE c SET b = 2, title = 'bad' WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, bad, revived, count, `"222"`, `"112"`},
 		"a row deleted":      {tables, first, `DELETE FROM c WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, `"222"`, `"111"`},
 		"left, then deleted": {tables, first, `UPDATE c SET b = 2 WHERE id = 3; DELETE FROM c WHERE id = 3; DELETE FROM b WHERE id = 1; DELETE FROM a WHERE id = 1`, deleted, revived, count, `"222"`, `"111"`},
+		"a row left, in two tables": {
+			notesSchema, `INSERT INTO notebook (id, name) VALUES (1, 'home'), (2, 'work'); INSERT INTO note (id, notebook, title) VALUES (10, 1, 'good')`,
+			`UPDATE note SET notebook = 2, title = 'bad'; DELETE FROM notebook WHERE id = 1`,
+			bad, `SELECT count(*) FROM notebook WHERE isDirty OR updatedOn > createdOn`, `SELECT count(*) FROM notebook`, "2", "1",
+		},
 		"a key in other letters": {
 			`CREATE TABLE a (name TEXT COLLATE NOCASE PRIMARY KEY, title TEXT); CREATE TABLE b (id INTEGER PRIMARY KEY, a TEXT REFERENCES a (name), title TEXT);`,
 			`INSERT INTO a (name, title) VALUES ('Home', 'one'), ('Work', 'two'); INSERT INTO b (id, a, title) VALUES (1, 'HOME', 'good')`,

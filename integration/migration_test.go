@@ -148,10 +148,7 @@ func (d *device) idOf(query string) string {
 // The application rebuilds a table and fills a new column: that is an edit.
 func TestARebuiltTableWithANewColumn(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
-	a, b := f.device("a"), f.device("b")
-	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
-	rounds(2, a, b)
+	a, b := inStep(t)
 	a.exec(`CREATE TABLE new_item (id INTEGER PRIMARY KEY, v TEXT, x TEXT); INSERT INTO new_item (id, v, x) SELECT id, v, 'of a' FROM item;
 DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
 	rounds(2, a, b)
@@ -163,6 +160,16 @@ DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
 	}
 }
 
+// inStep are two devices with two items.
+func inStep(t *testing.T) (a, b *device) {
+	t.Helper()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
+	a, b = f.device("a"), f.device("b")
+	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
+	rounds(2, a, b)
+	return a, b
+}
+
 const rebuildItem = `CREATE TABLE new_item (id INTEGER PRIMARY KEY, v TEXT); INSERT INTO new_item (id, v) SELECT id, v FROM item;
 DROP TABLE item; ALTER TABLE new_item RENAME TO item`
 
@@ -172,10 +179,7 @@ func TestARebuiltTableGainsAColumnThatIsFilledElsewhere(t *testing.T) {
 	t.Parallel()
 	for _, def := range []string{"", " DEFAULT 0", " NOT NULL DEFAULT 0"} {
 		t.Run(def, func(t *testing.T) {
-			f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
-			a, b := f.device("a"), f.device("b")
-			a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
-			rounds(2, a, b)
+			a, b := inStep(t)
 			a.exec(`ALTER TABLE item ADD COLUMN x INTEGER` + def + `; UPDATE item SET x = 7 WHERE id = 1`)
 			rounds(1, a)
 			b.exec(`CREATE TABLE new_item (id INTEGER PRIMARY KEY, v TEXT, x INTEGER` + def + `); INSERT INTO new_item (id, v) SELECT id, v FROM item;
@@ -192,10 +196,7 @@ DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
 // The rebuild copies the row, and meanwhile somebody else has changed it.
 func TestARebuiltTableAndAnEditElsewhere(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
-	a, b := f.device("a"), f.device("b")
-	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
-	rounds(2, a, b)
+	a, b := inStep(t)
 	a.exec(`UPDATE item SET v = 'edited' WHERE id = 1`)
 	rounds(1, a)
 	b.exec(rebuildItem)
@@ -209,10 +210,7 @@ func TestARebuiltTableAndAnEditElsewhere(t *testing.T) {
 // The rebuild copies a row that somebody else has deleted.
 func TestARebuiltTableAndADeleteElsewhere(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
-	a, b := f.device("a"), f.device("b")
-	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
-	rounds(2, a, b)
+	a, b := inStep(t)
 	a.exec(`DELETE FROM item WHERE id = 1`)
 	rounds(1, a)
 	b.exec(rebuildItem)
@@ -227,10 +225,7 @@ func TestARebuiltTableAndADeleteElsewhere(t *testing.T) {
 // syncs.
 func TestARebuiltTableAndARowWithTheSameNumberElsewhere(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
-	a, b := f.device("a"), f.device("b")
-	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
-	rounds(2, a, b)
+	a, b := inStep(t)
 	a.exec(`INSERT INTO item (id, v) VALUES (3, 'milk')`)
 	rounds(1, a)
 	b.exec(`INSERT INTO item (id, v) VALUES (3, 'bread')`)
@@ -248,10 +243,7 @@ func TestAFilledColumnOfAnotherRowWithTheSameNumber(t *testing.T) {
 	t.Parallel()
 	for _, deleted := range []bool{false, true} {
 		t.Run(fmt.Sprint("deleted ", deleted), func(t *testing.T) {
-			f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
-			a, b := f.device("a"), f.device("b")
-			a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
-			rounds(2, a, b)
+			a, b := inStep(t)
 			a.exec(`ALTER TABLE item ADD COLUMN x INTEGER; INSERT INTO item (id, v, x) VALUES (3, 'milk', 7)`)
 			rounds(1, a)
 			if deleted {
@@ -273,10 +265,7 @@ DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
 // A migration adds a column, another one rebuilds the table, before the next sync.
 func TestARebuildAfterAnotherMigration(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
-	a, b := f.device("a"), f.device("b")
-	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
-	rounds(2, a, b)
+	a, b := inStep(t)
 	b.exec(`ALTER TABLE item ADD COLUMN x INTEGER`)
 	if _, err := tidemark.Attach(t.Context(), b.db); err != nil {
 		t.Fatal(err)
@@ -308,10 +297,7 @@ func TestARebuiltTableAndACreatedOnAhead(t *testing.T) {
 // An edit after the rebuild is later than the one that came before it.
 func TestAnEditAfterTheRebuild(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
-	a, b := f.device("a"), f.device("b")
-	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
-	rounds(2, a, b)
+	a, b := inStep(t)
 	a.exec(`UPDATE item SET v = 'edited' WHERE id = 1`)
 	rounds(1, a)
 	b.exec(rebuildItem)
@@ -360,10 +346,7 @@ DROP TABLE folder; ALTER TABLE new_folder RENAME TO folder; PRAGMA foreign_keys 
 // Somebody else edited the row and then deleted it, before the rebuild.
 func TestARebuiltTableAndAnEditAndADeleteElsewhere(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
-	a, b := f.device("a"), f.device("b")
-	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
-	rounds(2, a, b)
+	a, b := inStep(t)
 	a.exec(`UPDATE item SET v = 'edited' WHERE id = 1`)
 	rounds(1, a)
 	a.exec(`DELETE FROM item WHERE id = 1`)
@@ -397,10 +380,7 @@ DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
 // A rebuild that an older version of ours noted, which wrote 1.
 func TestARebuildThatAnOlderVersionNoted(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT);`)
-	a, b := f.device("a"), f.device("b")
-	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
-	rounds(2, a, b)
+	a, b := inStep(t)
 	b.exec(`CREATE TABLE new_item (id INTEGER PRIMARY KEY, v TEXT); INSERT INTO new_item (id, v) SELECT id, upper(v) FROM item;
 DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
 	if _, err := tidemark.Attach(t.Context(), b.db); err != nil {
