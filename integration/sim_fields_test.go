@@ -253,6 +253,18 @@ func (m *simModel) supersededColumn(f *simFamily, i int, column string) map[stri
 	return out
 }
 
+// twin: a clone has made another row of the table in the same millisecond, and the rule
+// that finds rows by their times took the one for the other; this one is kept as a loser.
+func (m *simModel) twin(h *simHistory, f *simFamily) bool {
+	first := h.events[0]
+	for _, o := range m.rows {
+		if o != h && o.table == h.table && len(o.events) > 0 && o.events[0].device != first.device && o.events[0].at.UnixMilli() == first.at.UnixMilli() {
+			return f.any(m.kept, "v", first.is(0))
+		}
+	}
+	return false
+}
+
 // checkColumns holds a row whose conflicts are settled within it against what users
 // wrote, column by column.
 func (m *simModel) checkColumns(b string, h *simHistory, f *simFamily, row simRow, present bool) bool {
@@ -280,7 +292,7 @@ func (m *simModel) checkColumns(b string, h *simHistory, f *simFamily, row simRo
 		return true // rows as a whole won and lost against deletes
 	}
 	if !present {
-		if !slices.ContainsFunc(h.events, func(e simEvent) bool { return e.excused }) {
+		if !slices.ContainsFunc(h.events, func(e simEvent) bool { return e.excused }) && !m.twin(h, f) {
 			m.problem("gone", "row %s of %s is gone and nobody deleted it: %s", b, t.name, h.trace())
 			return false
 		}

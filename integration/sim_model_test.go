@@ -252,7 +252,7 @@ func fieldsValue(t *simTable, fields map[string]any) string {
 
 // keep collects what a device keeps of losers.
 func (m *simModel) keep(db *sql.DB) {
-	rows, err := db.QueryContext(context.Background(), `SELECT 1, tableName, localVersion FROM tidemark_conflicts UNION ALL SELECT 1, tableName, serverVersion FROM tidemark_conflicts
+	rows, err := db.QueryContext(context.Background(), `SELECT winner = 'server', tableName, localVersion FROM tidemark_conflicts UNION ALL SELECT 1, tableName, serverVersion FROM tidemark_conflicts
 		UNION ALL SELECT 0, tableName, payload FROM tidemark_dead_letters`)
 	if err != nil {
 		panic(fmt.Errorf("read the conflicts: %w", err))
