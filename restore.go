@@ -26,8 +26,12 @@ type Restored struct {
 	// Kept is the file that was there before, if it had rows that no other device has, or
 	// conflicts of another scope; see RestoreKeepUnsynced.
 	Kept string `json:"kept,omitempty"`
-	// Conflicts counts those of the file that was there before which were carried over.
-	Conflicts int64 `json:"conflicts"`
+	// Conflicts counts those of the file that was there before which were carried over,
+	// ConflictsLeft those of another scope, which only the kept file has.
+	Conflicts     int64 `json:"conflicts"`
+	ConflictsLeft int64 `json:"conflictsLeft,omitempty"`
+	// Unsynced: the file was kept for rows that no other device has.
+	Unsynced bool `json:"unsynced,omitempty"`
 	// Bytes is the size of the database, StoredBytes that of the snapshot's objects. What
 	// of them was here already was not downloaded again, see Store.
 	Bytes       int64             `json:"bytes"`
@@ -82,7 +86,8 @@ func RestoreScope(scope string) RestoreOption {
 // RestoreKeepUnsynced lets a restore go on where ErrUnsynced would refuse it: the file
 // that is there is kept beside, under the name that Restored.Kept says. It stays a
 // device of its own: one Sync of it uploads its rows by the normal rules, and then it
-// may go.
+// may go, unless it has conflicts of another scope (Restored.ConflictsLeft): nothing else
+// has those.
 func RestoreKeepUnsynced() RestoreOption {
 	return func(s *restoreSettings) { s.keep = true }
 }
@@ -151,7 +156,7 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 		}
 		return out, fmt.Errorf("restore: %w", err)
 	}
-	out.DeviceID, out.Conflicts = in.ID, in.Conflicts
+	out.DeviceID, out.Unsynced, out.Conflicts, out.ConflictsLeft = in.ID, in.Unsynced, in.Conflicts, in.ConflictsLeft
 	out.Generation, out.Bytes, out.StoredBytes, out.Encrypted = r.Snapshot.Generation, r.Snapshot.RawSize, r.Snapshot.Download(), r.Snapshot.Encrypted
 	_ = os.RemoveAll(download) // what stays is in nobody's way
 	return out, nil

@@ -427,3 +427,49 @@ type placed struct {
 }
 
 func (p placed) Place() string { return p.place }
+
+// A device that is given the store of another account says so as long as it makes no
+// snapshot: nobody else backs its rows up.
+func TestAStoreOfAnotherScopeIsSaidEveryTimeNothingIsBackedUp(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T) {
+		opts := []tidemark.Option{tidemark.WithBackup(1, time.Hour, 1), tidemark.WithTakeover(0)}
+		f, other := newFleet(t, oneTable), newFleet(t, oneTable)
+		x := other.device("x", opts...)
+		x.notes(2)
+		x.sync()
+		theirs := *x.syncLater().Snapshot
+		a := f.device("a", opts...)
+		a.notes(3)
+		a.sync()
+		a = f.onStore(other.store()).on(a.path, a.db, opts...)
+		quiet, made := 0, 0
+		for range 5 {
+			a.notes(1)
+			<-time.After(25 * time.Hour)
+			r := a.sync()
+			if r.Snapshot != nil {
+				made++
+			} else if len(r.Warnings) == 0 {
+				quiet++
+			}
+		}
+		st, err := a.p.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if made == 0 && quiet > 0 {
+			t.Errorf("five days of edits, no snapshot, and %d cycles without a word; status knows of snapshot %+v", quiet, st.Snapshot)
+		}
+		if st.Snapshot != nil && st.Snapshot.Generation == theirs {
+			t.Errorf("status says that this device's rows are in snapshot %s, which is another account's", theirs)
+		}
+	})
+}
+
+func (d *device) syncLater() tidemark.Report {
+	d.t.Helper()
+	d.notes(1)
+	<-time.After(2 * time.Hour)
+	return d.sync()
+}

@@ -462,7 +462,7 @@ func TestConflictsOfAnotherScopeAreNotCarriedOver(t *testing.T) {
 	quarrel(t, a, b, "notebook", `UPDATE notebook SET name = 'from a'`, `UPDATE notebook SET name = 'from b'`)
 	_ = b.db.Close()
 	now := tidemark.RestoreAsOf(time.Now().Add(time.Minute)) // named: that the file knows another snapshot is no reason
-	if _, err := tidemark.Restore(t.Context(), b.path, other.store(), now); !errors.Is(err, tidemark.ErrUnsynced) || !strings.Contains(err.Error(), "conflicts of "+b.path+" over: they are of another scope than the snapshot (1)") {
+	if _, err := tidemark.Restore(t.Context(), b.path, other.store(), now); !errors.Is(err, tidemark.ErrUnsynced) || !strings.Contains(err.Error(), "conflicts of "+b.path+" over: its conflicts (1) are of another scope than the snapshot") {
 		t.Fatalf("restored over them: %v", err)
 	}
 	r, err := tidemark.Restore(t.Context(), b.path, other.store(), now, tidemark.RestoreKeepUnsynced())
@@ -476,5 +476,103 @@ func TestConflictsOfAnotherScopeAreNotCarriedOver(t *testing.T) {
 	kept := f.on(r.Kept, openDB(t, r.Kept))
 	if n := len(kept.conflicts()); n != 1 {
 		t.Errorf("the kept file has %d conflicts", n)
+	}
+}
+
+// A file that was reset has the conflicts of the account before.
+func TestConflictsOfAResetFile(t *testing.T) {
+	t.Parallel()
+	f, other := newFleet(t, notesSchema), newFleet(t, notesSchema)
+	x := other.device("x")
+	x.exec(`INSERT INTO notebook (id, name) VALUES (1, 'theirs')`)
+	x.sync()
+	a := f.device("a")
+	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
+	a.sync()
+	b := f.device("b")
+	b.sync()
+	quarrel(t, a, b, "notebook", `UPDATE notebook SET name = 'from a'`, `UPDATE notebook SET name = 'from b'`)
+	if err := tidemark.Reset(t.Context(), b.db); err != nil {
+		t.Fatal(err)
+	}
+	_ = b.db.Close()
+	r, err := tidemark.Restore(t.Context(), b.path, other.store(), tidemark.RestoreKeepUnsynced())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b = other.on(b.path, openDB(t, b.path))
+	if n := len(b.conflicts()); n != 0 {
+		t.Errorf("%d conflicts of another account were carried over: %+v", n, r)
+	}
+}
+
+// A database with UTF-16 text is restored over.
+func TestARestoreOverAnotherEncoding(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, oneTable)
+	a := f.device("a")
+	a.notes(1)
+	a.sync()
+	g := *f
+	g.schema = `PRAGMA encoding = 'UTF-16';` + oneTable
+	b := g.device("b")
+	b.sync()
+	if got := b.value(`PRAGMA encoding`); got != `"UTF-16le"` {
+		t.Fatal(got)
+	}
+	_ = b.db.Close()
+	if _, err := tidemark.Restore(t.Context(), b.path, f.store()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A conflict that was restored here, and that the snapshot has from before, stays restored.
+func TestARestoreKeepsThatAConflictWasRestored(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, notesSchema)
+	a := f.device("a")
+	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
+	a.sync()
+	b := f.device("b", tidemark.WithBackup(1, time.Hour, 4), tidemark.WithTakeover(0))
+	b.sync()
+	lost := quarrel(t, a, b, "notebook", `UPDATE notebook SET name = 'from a'`, `UPDATE notebook SET name = 'from b'`)
+	b.exec(`INSERT INTO notebook (name) VALUES ('one more')`)
+	r := b.sync() // its snapshot has the conflict
+	if r.Snapshot == nil {
+		t.Fatal("no snapshot")
+	}
+	b = f.on(b.path, b.db, tidemark.WithBackup(1000, 1000*time.Hour, 4))
+	b.restoreConflict(lost.ID)
+	b.sync()
+	before, _ := json.Marshal(b.conflicts())
+	_ = b.db.Close()
+	if _, err := tidemark.Restore(t.Context(), b.path, f.store()); err != nil {
+		t.Fatal(err)
+	}
+	b = f.on(b.path, openDB(t, b.path))
+	after, _ := json.Marshal(b.conflicts())
+	if string(after) != string(before) {
+		t.Errorf("conflicts\nbefore %s\nafter  %s", before, after)
+	}
+}
+
+// A file that was synced once with a wrong --store is not restored over from there without
+// a word: before, ErrRolledBack refused it.
+func TestARestoreFromAnotherAccountsStoreAfterASync(t *testing.T) {
+	t.Parallel()
+	f, other := newFleet(t, oneTable), newFleet(t, oneTable)
+	x := other.device("x")
+	x.notes(1)
+	x.sync()
+	a := f.device("a")
+	a.notes(3)
+	a.sync()
+	a = f.onStore(other.store()).on(a.path, a.db) // a slip of the URL
+	a.sync()
+	_ = a.db.Close()
+	// Nobody may take the other account's rows for this file's without a word.
+	r, err := tidemark.Restore(t.Context(), a.path, other.store())
+	if err == nil {
+		t.Errorf("the file of one account was replaced by another's rows: %+v", r)
 	}
 }

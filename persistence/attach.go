@@ -246,6 +246,9 @@ func (a *attacher) run() error {
 		}
 		a.out.Tables = append(a.out.Tables, t.Name)
 	}
+	if err := a.adoptChildren(); err != nil {
+		return err
+	}
 	if err := a.storeOptions(); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package persistence
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/tidemark-sync/tidemark/messages"
@@ -155,4 +156,29 @@ func notDefault(c Column) string {
 		}
 	}
 	return quote(c.Name) + " IS NOT (" + d + ")"
+}
+
+// adoptChildren makes rows dirty whose parents' table is taken back: while it was excluded,
+// their documents got its bare keys.
+func (a *attacher) adoptChildren() error {
+	for _, t := range a.schema.Tables {
+		for _, fk := range t.ForeignKeys {
+			p := a.schema.Table(fk.Parent)
+			if p == nil || !a.stored[p.Name].excluded {
+				continue
+			}
+			refers := make([]string, len(fk.Columns))
+			for i, c := range fk.Columns {
+				refers[i] = quote(c) + " IS NOT NULL"
+			}
+			if err := a.suspended(t, func() error { // stamps stay: an edit made elsewhere since then still wins
+				n, err := a.exec("UPDATE " + quote(t.Name) + " SET isDirty = 1 WHERE isDirty IS NOT 1 AND " + strings.Join(refers, " AND "))
+				a.out.Rows += n
+				return err
+			}); err != nil {
+				return fmt.Errorf("table %q: %w", t.Name, err)
+			}
+		}
+	}
+	return nil
 }

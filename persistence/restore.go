@@ -112,7 +112,7 @@ func (r Restoration) Install(ctx context.Context, path string) (in Installed, er
 	if err := retire(ctx, path, r.Open); err != nil {
 		return in, err
 	}
-	if kept || in.keep {
+	if in.Unsynced = kept; kept || in.ConflictsLeft > 0 {
 		if err := keep(path, r.Keep); err != nil {
 			return in, err
 		}
@@ -130,10 +130,11 @@ type Installed struct {
 	// ID is the new installation id, Kept the name of the file that was there, if it was
 	// kept.
 	ID, Kept string
-	// Conflicts counts those of that file that were carried over.
-	Conflicts int64
-
-	keep bool
+	// Unsynced: it was kept for rows that no other device has.
+	Unsynced bool
+	// Conflicts counts those of that file that were carried over, ConflictsLeft those that
+	// are of another scope and stay in it.
+	Conflicts, ConflictsLeft int64
 }
 
 // destination reports whether the file at path has to be kept.
@@ -343,7 +344,7 @@ func (r Restoration) inspect(ctx context.Context, tmp, over string) (in Installe
 		backedUp = ?, backedUpOn = ?, generation = ?, maker = ?, changedRows = 0, store = ?`, in.ID, string(seen), snap.MadeOn, snap.Generation, snap.Device, r.Store); err != nil {
 		return in, explain(err)
 	}
-	if in.Conflicts, in.keep, err = r.carry(ctx, db, over); err != nil {
+	if in.Conflicts, in.ConflictsLeft, err = r.carry(ctx, db, over); err != nil {
 		return in, fmt.Errorf("carry the conflicts of %s over: %w", over, err)
 	}
 	if err := drain(ctx, db, `PRAGMA wal_checkpoint(TRUNCATE)`); err != nil {

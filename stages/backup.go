@@ -115,7 +115,9 @@ func (s *BackUp) backUp(ctx context.Context, counts *messages.Counts) (string, e
 	switch {
 	case err != nil || found == rolledBack && st.Seen.Covers(old.Current.Seen):
 		// There is none, or it is older than it was: a new one mends both.
-	case st.Look && (!due || found == keyMissing || found == rolledBack):
+	case st.Look && found == rolledBack:
+		return "", nil // another account's, most likely: it is no snapshot of this database
+	case st.Look && (!due || found == keyMissing):
 		return "", s.snapshots.BackedUp(ctx, old.Current) // what is there
 	case found == keyMissing:
 		return "", nil

@@ -128,8 +128,12 @@ func New(client *s3.Client, bucket, prefix string) (*Store, error) {
 	return &Store{client: client, bucket: bucket, prefix: prefix, timeout: DefaultTimeout}, nil
 }
 
-// Place names server, bucket and prefix, in a form that does not show them.
+// Place names server, bucket and prefix, in a form that does not show them; "" where only
+// the backend that signs knows them.
 func (s *Store) Place() string {
+	if aws.ToString(s.client.Options().BaseEndpoint) == nowhere {
+		return ""
+	}
 	sum := sha256.Sum256([]byte(aws.ToString(s.client.Options().BaseEndpoint) + "\n" + s.bucket + "/" + s.prefix))
 	return "s3:" + hex.EncodeToString(sum[:16])
 }

@@ -417,3 +417,18 @@ func one(t *testing.T, what string, err, want error) {
 		}
 	}
 }
+
+// Two backends sign for two buckets: a device that changes from one to the other is given
+// another store.
+func TestPlaceOfPresignedStores(t *testing.T) {
+	place := func(bucket string) string {
+		s, err := Presigned("users/alice", func(context.Context, Request) (string, error) { return "https://" + bucket + ".example/", nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Place()
+	}
+	if a, b := place("one"), place("two"); a != "" && a == b {
+		t.Errorf("both are %s", a)
+	}
+}

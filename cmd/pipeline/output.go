@@ -85,7 +85,7 @@ func folded(indent int, heading, text string, width int) string {
 	var lines []string
 	line := heading + strings.Repeat(" ", max(0, indent-utf8.RuneCountInString(heading)))
 	empty := true
-	for word := range strings.FieldsSeq(plain(text)) {
+	for word := range strings.SplitSeq(strings.ReplaceAll(plain(text), "\n  ", " "), " ") { // two spaces may be a file's name
 		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {
 			lines = append(lines, line)
 			line, empty = strings.Repeat(" ", indent), true

@@ -142,7 +142,13 @@ ago, such as 2h or 90m.`,
 				a.out.printf("  conflicts %s carried over from the old file\n", thousands(r.Conflicts))
 			}
 			if r.Kept != "" {
-				a.out.printf("\nThe file that was there has rows that no other device has. It is kept as\n  %s\nand is still a device: sync it once, and they are everywhere. Then remove it.\n", plain(r.Kept))
+				a.out.printf("\nThe file that was there is kept as\n  %s\n", plain(r.Kept))
+			}
+			if r.Unsynced {
+				a.out.printf("It has rows that no other device has, and is still a device: sync it once, and\nthey are everywhere. Then remove it.\n")
+			}
+			if r.ConflictsLeft > 0 {
+				a.out.printf("It has %s of another scope, and nothing else has them:\npipeline conflicts --db shows them.\n", count(r.ConflictsLeft, "conflict", "conflicts"))
 			}
 			a.next("sync", s, "remote", "store")
 			return nil

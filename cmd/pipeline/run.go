@@ -218,12 +218,15 @@ func (d *diary) cycle(r tidemark.Report, err error) {
 // companyTeller says once that another program keeps the same file in step: each asks the
 // server for itself. A sync by hand is none.
 func companyTeller(ctx context.Context, w *work, say func(format string, args ...any)) func(tidemark.Report, error) {
-	const last = 3 // cycles that are looked at
+	const (
+		last  = 3    // cycles that are looked at
+		known = 1000 // of ours: those that failed may not be in the ledger
+	)
 	began := time.Now()
 	var ours []string
 	met := 0 // cycles of ours in a row between which there was another's
 	return func(r tidemark.Report, _ error) {
-		ours = append(ours, r.Cycle)[max(0, len(ours)+1-last):]
+		ours = append(ours, r.Cycle)[max(0, len(ours)+1-known):]
 		if met == last {
 			return
 		}

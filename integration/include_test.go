@@ -1,0 +1,114 @@
+package integration
+
+import (
+	"testing"
+	"time"
+
+	tidemark "github.com/tidemark-sync/tidemark"
+)
+
+// A table that is taken back brings nothing back that everybody deleted meanwhile.
+func TestATableTakenBackAfterThePurge(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T) {
+		f := newFleet(t, treeSchema)
+		a := f.device("a", tidemark.WithBackup(1, time.Hour, 0), tidemark.WithDailySnapshots(0))
+		b := f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 0))
+		a.exec(`INSERT INTO parent (name) VALUES ('stays'), ('goes')`)
+		a.exec(`INSERT INTO loop (name) VALUES ('stays'), ('goes')`)
+		rounds(2, a, b)
+		if _, err := tidemark.Attach(t.Context(), b.db, tidemark.Table{Name: "loop", Exclude: true}); err != nil {
+			t.Fatal(err)
+		}
+		b.sync()
+		a.exec(`DELETE FROM loop WHERE name = 'goes'`)
+		a.sync()
+		for range 4 {
+			a.exec(`INSERT INTO parent (name) VALUES ('another')`)
+			aDay(b, a)
+		}
+		if n := f.deletedDocuments(); n != 0 {
+			t.Fatalf("%d tombstones are left", n)
+		}
+		if _, err := tidemark.Attach(t.Context(), b.db, tidemark.Table{Name: "loop", Include: true}); err != nil {
+			t.Fatal(err)
+		}
+		rounds(2, b, a)
+		if got := names(t, a, "loop"); got != "[stays]" {
+			t.Errorf("a has %s: what was deleted a week ago is back", got)
+		}
+	})
+}
+
+// While it was excluded, a row was edited here and nowhere else.
+func TestATableTakenBackKeepsTheEditsMadeHere(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, treeSchema)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO loop (name) VALUES ('first')`)
+	rounds(2, a, b)
+	if _, err := tidemark.Attach(t.Context(), b.db, tidemark.Table{Name: "loop", Exclude: true}); err != nil {
+		t.Fatal(err)
+	}
+	b.sync()
+	b.exec(`UPDATE loop SET name = 'edited here'`)
+	if _, err := tidemark.Attach(t.Context(), b.db, tidemark.Table{Name: "loop", Include: true}); err != nil {
+		t.Fatal(err)
+	}
+	rounds(2, b, a)
+	same(t, a, b)
+	if got := names(t, b, "loop"); got != "[edited here]" {
+		t.Errorf("b has %s, and %d conflicts", got, len(b.conflicts()))
+	}
+}
+
+// While it was excluded, a row was edited elsewhere and nowhere else; then here before.
+func TestATableTakenBackGetsTheEditsMadeElsewhere(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, treeSchema)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO loop (name) VALUES ('first')`)
+	rounds(2, a, b)
+	if _, err := tidemark.Attach(t.Context(), b.db, tidemark.Table{Name: "loop", Exclude: true}); err != nil {
+		t.Fatal(err)
+	}
+	b.sync()
+	a.exec(`UPDATE loop SET name = 'edited there'`)
+	a.sync()
+	if _, err := tidemark.Attach(t.Context(), b.db, tidemark.Table{Name: "loop", Include: true}); err != nil {
+		t.Fatal(err)
+	}
+	rounds(2, b, a)
+	same(t, a, b)
+	if got := names(t, b, "loop"); got != "[edited there]" {
+		t.Errorf("b has %s, and %d conflicts", got, len(b.conflicts()))
+	}
+}
+
+// The parents of rows that were synced without them are taken back, on every device.
+func TestParentsThatAreTakenBack(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, treeSchema)
+	a, b := f.device("a"), f.device("b")
+	for _, d := range []*device{a, b} {
+		if _, err := tidemark.Attach(t.Context(), d.db, tidemark.Table{Name: "parent", Exclude: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.exec(`INSERT INTO parent (id, name) VALUES (7, 'p')`)
+	a.exec(`INSERT INTO child (parent, name) VALUES (7, 'c')`)
+	rounds(2, a, b)
+	for _, d := range []*device{a, b} {
+		if _, err := tidemark.Attach(t.Context(), d.db, tidemark.Table{Name: "parent", Include: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rounds(3, a, b)
+	c := f.device("c")
+	rounds(2, c, a, b)
+	for name, d := range map[string]*device{"a": a, "b": b, "c": c} {
+		if got := d.value(`SELECT count(*) FROM child JOIN parent ON parent.id = child.parent`); got != "1" {
+			t.Errorf("%s: %s children have their parent", name, got)
+		}
+	}
+}
