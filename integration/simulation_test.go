@@ -50,7 +50,7 @@ func TestSimulation(t *testing.T) {
 // The same seed is the same story to the last call, row and bill.
 func TestAStoryRepeatsItself(t *testing.T) {
 	lab := newSimLab(t)
-	for i := range uint64(6) {
+	for i := range uint64(4) {
 		story := makeSimStory(1000+i, nil)
 		a, b := lab.run(story, nil), lab.run(story, nil)
 		for n := range max(len(a.trace), len(b.trace)) {

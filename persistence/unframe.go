@@ -52,7 +52,7 @@ func newUnframes(src *bufio.Reader) (*unframes, error) {
 		return nil, err
 	}
 	u := &unframes{src: src, z: z}
-	for range n + 1 {
+	for range 3 * n { // while one is awaited, written or decrypted, the others have work
 		u.slots = append(u.slots, &unframe{})
 	}
 	return u, nil
