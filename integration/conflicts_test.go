@@ -447,19 +447,27 @@ func TestARestoreCarriesConflictsOver(t *testing.T) {
 	}
 }
 
-// What lost a conflict of one account is not for the next one's database.
-func TestConflictsOfAnotherScopeAreNotCarriedOver(t *testing.T) {
-	t.Parallel()
-	f, other := newFleet(t, notesSchema), newFleet(t, notesSchema)
+// twoAccounts are two of them, with a snapshot each, and a device of the first one that has
+// a conflict.
+func twoAccounts(t *testing.T) (f, other *fleet, b *device) {
+	t.Helper()
+	f, other = newFleet(t, notesSchema), newFleet(t, notesSchema)
 	x := other.device("x")
 	x.exec(`INSERT INTO notebook (id, name) VALUES (1, 'theirs')`)
 	x.sync()
 	a := f.device("a")
 	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
 	a.sync()
-	b := f.device("b")
+	b = f.device("b")
 	b.sync()
 	quarrel(t, a, b, "notebook", `UPDATE notebook SET name = 'from a'`, `UPDATE notebook SET name = 'from b'`)
+	return f, other, b
+}
+
+// What lost a conflict of one account is not for the next one's database.
+func TestConflictsOfAnotherScopeAreNotCarriedOver(t *testing.T) {
+	t.Parallel()
+	f, other, b := twoAccounts(t)
 	_ = b.db.Close()
 	now := tidemark.RestoreAsOf(time.Now().Add(time.Minute)) // named: that the file knows another snapshot is no reason
 	if _, err := tidemark.Restore(t.Context(), b.path, other.store(), now); !errors.Is(err, tidemark.ErrUnsynced) || !strings.Contains(err.Error(), "conflicts of "+b.path+" over: its conflicts (1) are of another scope than the snapshot") {
@@ -482,16 +490,7 @@ func TestConflictsOfAnotherScopeAreNotCarriedOver(t *testing.T) {
 // A file that was reset has the conflicts of the account before.
 func TestConflictsOfAResetFile(t *testing.T) {
 	t.Parallel()
-	f, other := newFleet(t, notesSchema), newFleet(t, notesSchema)
-	x := other.device("x")
-	x.exec(`INSERT INTO notebook (id, name) VALUES (1, 'theirs')`)
-	x.sync()
-	a := f.device("a")
-	a.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home')`)
-	a.sync()
-	b := f.device("b")
-	b.sync()
-	quarrel(t, a, b, "notebook", `UPDATE notebook SET name = 'from a'`, `UPDATE notebook SET name = 'from b'`)
+	_, other, b := twoAccounts(t)
 	if err := tidemark.Reset(t.Context(), b.db); err != nil {
 		t.Fatal(err)
 	}

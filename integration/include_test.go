@@ -40,48 +40,28 @@ func TestATableTakenBackAfterThePurge(t *testing.T) {
 	})
 }
 
-// While it was excluded, a row was edited here and nowhere else.
-func TestATableTakenBackKeepsTheEditsMadeHere(t *testing.T) {
+// While it was excluded, a row was edited on one side and nowhere else.
+func TestATableTakenBackGetsTheEditsOfBothSides(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, treeSchema)
-	a, b := f.device("a"), f.device("b")
-	a.exec(`INSERT INTO loop (name) VALUES ('first')`)
-	rounds(2, a, b)
-	if _, err := tidemark.Attach(t.Context(), b.db, tidemark.Table{Name: "loop", Exclude: true}); err != nil {
-		t.Fatal(err)
-	}
-	b.sync()
-	b.exec(`UPDATE loop SET name = 'edited here'`)
-	if _, err := tidemark.Attach(t.Context(), b.db, tidemark.Table{Name: "loop", Include: true}); err != nil {
-		t.Fatal(err)
-	}
-	rounds(2, b, a)
-	same(t, a, b)
-	if got := names(t, b, "loop"); got != "[edited here]" {
-		t.Errorf("b has %s, and %d conflicts", got, len(b.conflicts()))
-	}
-}
-
-// While it was excluded, a row was edited elsewhere and nowhere else; then here before.
-func TestATableTakenBackGetsTheEditsMadeElsewhere(t *testing.T) {
-	t.Parallel()
-	f := newFleet(t, treeSchema)
-	a, b := f.device("a"), f.device("b")
-	a.exec(`INSERT INTO loop (name) VALUES ('first')`)
-	rounds(2, a, b)
-	if _, err := tidemark.Attach(t.Context(), b.db, tidemark.Table{Name: "loop", Exclude: true}); err != nil {
-		t.Fatal(err)
-	}
-	b.sync()
-	a.exec(`UPDATE loop SET name = 'edited there'`)
-	a.sync()
-	if _, err := tidemark.Attach(t.Context(), b.db, tidemark.Table{Name: "loop", Include: true}); err != nil {
-		t.Fatal(err)
-	}
-	rounds(2, b, a)
-	same(t, a, b)
-	if got := names(t, b, "loop"); got != "[edited there]" {
-		t.Errorf("b has %s, and %d conflicts", got, len(b.conflicts()))
+	for side := range 2 {
+		f := newFleet(t, treeSchema)
+		a, b := f.device("a"), f.device("b")
+		a.exec(`INSERT INTO loop (name) VALUES ('first')`)
+		rounds(2, a, b)
+		if _, err := tidemark.Attach(t.Context(), b.db, tidemark.Table{Name: "loop", Exclude: true}); err != nil {
+			t.Fatal(err)
+		}
+		b.sync()
+		[]*device{a, b}[side].exec(`UPDATE loop SET name = 'edited'`)
+		a.sync()
+		if _, err := tidemark.Attach(t.Context(), b.db, tidemark.Table{Name: "loop", Include: true}); err != nil {
+			t.Fatal(err)
+		}
+		rounds(2, b, a)
+		same(t, a, b)
+		if got := names(t, b, "loop"); got != "[edited]" {
+			t.Errorf("edited by %s: b has %s, and %d conflicts", []string{"a", "b"}[side], got, len(b.conflicts()))
+		}
 	}
 }
 
@@ -98,6 +78,9 @@ func TestParentsThatAreTakenBack(t *testing.T) {
 	a.exec(`INSERT INTO parent (id, name) VALUES (7, 'p')`)
 	a.exec(`INSERT INTO child (parent, name) VALUES (7, 'c')`)
 	rounds(2, a, b)
+	if again, err := tidemark.Attach(t.Context(), a.db); err != nil || again.Rows != 0 {
+		t.Errorf("they are left out, and attaching again made rows dirty: %+v, %v", again, err)
+	}
 	for _, d := range []*device{a, b} {
 		if _, err := tidemark.Attach(t.Context(), d.db, tidemark.Table{Name: "parent", Include: true}); err != nil {
 			t.Fatal(err)

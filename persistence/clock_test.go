@@ -58,17 +58,7 @@ func TestStampsOfAWrongClockAreCorrected(t *testing.T) {
 		{"is off by a known offset", []int64{7 * year}, 7 * year},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			db := openTestDB(t, t.TempDir()+"/x.db")
-			if _, err := db.Exec(`CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE other (v TEXT)`); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := Attach(t.Context(), db, AttachOptions{}); err != nil {
-				t.Fatal(err)
-			}
-			l, err := Open(t.Context(), db, DeviceInfo{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			db, l := noteDevice(t)
 			for _, offset := range c.checks {
 				check(t, l, offset, 10)
 			}
