@@ -394,10 +394,10 @@ DROP TABLE item; ALTER TABLE new_item RENAME TO item`)
 }
 
 // A download is cut off, and the application is upgraded and rebuilds the table in which
-// rows had come in already.
+// rows had come in already. The other table is read after it: a child after its parent.
 func TestADownloadThatWasCutOffAndARebuild(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE other (id INTEGER PRIMARY KEY, v TEXT);`)
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE other (id INTEGER PRIMARY KEY, v TEXT, item INTEGER REFERENCES item (id));`)
 	a, b := f.device("a"), f.device("b")
 	a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'); INSERT INTO other (id, v) VALUES (1, 'one')`)
 	rounds(2, a, b)

@@ -14,36 +14,36 @@ import (
 )
 
 // The simulation's SQLite: modernc's, with a clock and random ids that a running
-// simulation decides, and with local commits around which a process can die. Outside
-// of a simulation both functions are what SQLite's own are.
-func init() {
-	sqlite.MustRegisterScalarFunction("randomblob", 1, func(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
-		n, _ := args[0].(int64)
-		b := make([]byte, max(n, 1))
-		if w := simRunning.Load(); w != nil {
-			_, _ = w.ids.Read(b) // never fails
-		} else {
-			_, _ = rand.Read(b) // never fails
-		}
-		return b, nil
-	})
-	sqlite.MustRegisterScalarFunction("julianday", 1, func(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
-		if args[0] != "now" {
-			return nil, errors.New("the simulation's julianday knows 'now' only")
-		}
-		now := time.Now()
-		if w := simRunning.Load(); w != nil {
-			now = now.Add(w.skew())
-		}
-		return float64(now.UnixMilli())/86400000 + 2440587.5, nil
-	})
-	db, err := sql.Open("sqlite", "")
+// simulation decides, and with local commits around which a process can die. The other
+// tests have SQLite's own functions: theirs tells the same time throughout a statement.
+var simSQLite = func() *sqlite.Driver {
+	d := new(sqlite.Driver)
+	err := errors.Join(
+		d.RegisterScalarFunction("randomblob", 1, func(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
+			n, _ := args[0].(int64)
+			b := make([]byte, max(n, 1))
+			if w := simRunning.Load(); w != nil {
+				_, _ = w.ids.Read(b) // never fails
+			} else {
+				_, _ = rand.Read(b) // never fails
+			}
+			return b, nil
+		}),
+		d.RegisterScalarFunction("julianday", 1, func(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
+			if args[0] != "now" {
+				return nil, errors.New("the simulation's julianday knows 'now' only")
+			}
+			now := time.Now()
+			if w := simRunning.Load(); w != nil {
+				now = now.Add(w.skew())
+			}
+			return float64(now.UnixMilli())/86400000 + 2440587.5, nil
+		}))
 	if err != nil {
 		panic(err)
 	}
-	sql.Register("simulation", &simDriver{db.Driver()})
-	_ = db.Close()
-}
+	return d
+}()
 
 // simRunning is the simulation that runs; there is one at a time in a process.
 var simRunning atomic.Pointer[simWorld]
@@ -90,25 +90,18 @@ func (d *simDisk) around(query string, run func() error) error {
 	return err
 }
 
-type simDriver struct{ inner driver.Driver }
-
-func (d *simDriver) Open(string) (driver.Conn, error) {
-	return nil, errors.New("open it with openSim")
-}
-
 type simConnector struct {
-	driver *simDriver
-	dsn    string
-	disk   *simDisk
+	dsn  string
+	disk *simDisk
 }
 
-func (c *simConnector) Driver() driver.Driver { return c.driver }
+func (c *simConnector) Driver() driver.Driver { return simSQLite }
 
 func (c *simConnector) Connect(context.Context) (driver.Conn, error) {
 	if c.disk.dead {
 		return nil, errDied
 	}
-	conn, err := c.driver.inner.Open(c.dsn)
+	conn, err := simSQLite.Open(c.dsn)
 	if err != nil {
 		return nil, err
 	}
@@ -116,14 +109,7 @@ func (c *simConnector) Connect(context.Context) (driver.Conn, error) {
 }
 
 func openSim(dsn string, disk *simDisk) *sql.DB {
-	probe, err := sql.Open("simulation", "")
-	if err == nil {
-		if d, ok := probe.Driver().(*simDriver); ok {
-			_ = probe.Close()
-			return sql.OpenDB(&simConnector{d, dsn, disk})
-		}
-	}
-	panic("the simulation's driver is not registered")
+	return sql.OpenDB(&simConnector{dsn, disk})
 }
 
 // simConn keeps statements prepared: most of a small fleet's time goes into parsing.
