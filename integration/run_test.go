@@ -82,7 +82,7 @@ func TestRunSyncsSoonAfterAnEdit(t *testing.T) {
 				if _, err := tidemark.Attach(t.Context(), d.db, tidemark.Table{Name: "log", Exclude: true}); err != nil {
 					t.Fatal(err)
 				}
-				other, err := sql.Open("sqlite", deviceDSN(d.path))
+				other, err := sql.Open(sqliteOfNow(), deviceDSN(d.path))
 				if err != nil {
 					t.Fatal(err)
 				}

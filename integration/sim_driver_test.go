@@ -14,8 +14,9 @@ import (
 )
 
 // The simulation's SQLite: modernc's, with a clock and random ids that a running
-// simulation decides, and with local commits around which a process can die. The other
-// tests have SQLite's own functions: theirs tells the same time throughout a statement.
+// simulation or a bubble decides, and in openSim with local commits around which a process
+// can die. The other tests have SQLite's own clock: it tells the same time throughout a
+// statement, which this one does where time stands still meanwhile.
 var simSQLite = func() *sqlite.Driver {
 	d := new(sqlite.Driver)
 	err := errors.Join(
@@ -44,6 +45,8 @@ var simSQLite = func() *sqlite.Driver {
 	}
 	return d
 }()
+
+func init() { sql.Register("simulation", simSQLite) }
 
 // simRunning is the simulation that runs; there is one at a time in a process.
 var simRunning atomic.Pointer[simWorld]
