@@ -344,23 +344,6 @@ func TestALongChain(t *testing.T) {
 	same(t, a, b)
 }
 
-// A trigger keeps the newest three entries; a row whose number is taken arrives and
-// is the oldest.
-func TestATriggerDeletesARowThatWasRenumbered(t *testing.T) {
-	t.Parallel()
-	f := newFleet(t, `CREATE TABLE log (id INTEGER PRIMARY KEY, at INTEGER, msg TEXT);
-CREATE TRIGGER keep AFTER INSERT ON log BEGIN DELETE FROM log WHERE id NOT IN (SELECT id FROM log ORDER BY at DESC LIMIT 3); END;`)
-	a, b := f.device("a"), f.device("b")
-	a.exec(`INSERT INTO log (id, at, msg) VALUES (1, 1, 'a1'), (2, 2, 'a2')`)
-	b.exec(`INSERT INTO log (id, at, msg) VALUES (1, 11, 'b1'), (2, 12, 'b2'), (3, 13, 'b3')`)
-	a.sync()
-	rounds(2, b, a)
-	same(t, a, b)
-	if got := a.value(`SELECT group_concat(msg) FROM (SELECT msg FROM log ORDER BY at)`); got != `"b1,b2,b3"` {
-		t.Errorf("it keeps %s", got)
-	}
-}
-
 // A document from the end of time is edited here.
 func TestAnEditAtTheEndOfTime(t *testing.T) {
 	t.Parallel()

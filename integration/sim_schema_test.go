@@ -111,10 +111,14 @@ CREATE TABLE street (id INTEGER PRIMARY KEY, b TEXT, v TEXT, country TEXT, city 
 CREATE TABLE entry (id INTEGER PRIMARY KEY, b TEXT, v TEXT, account INTEGER NOT NULL REFERENCES account(id) ON DELETE CASCADE);
 CREATE TRIGGER counts AFTER INSERT ON entry BEGIN UPDATE account SET entries = entries + 1 WHERE id = NEW.account; END;
 CREATE TRIGGER uncounts AFTER DELETE ON entry BEGIN UPDATE account SET entries = entries - 1 WHERE id = OLD.account; END;
-CREATE TRIGGER edited AFTER UPDATE ON account BEGIN UPDATE account SET edits = edits + 1 WHERE id = NEW.id; END;`,
+CREATE TRIGGER edited AFTER UPDATE ON account BEGIN UPDATE account SET edits = edits + 1 WHERE id = NEW.id; END;
+CREATE TABLE latest (name TEXT PRIMARY KEY, b TEXT, v TEXT);
+CREATE TRIGGER latest AFTER INSERT ON entry BEGIN INSERT OR REPLACE INTO latest (name, b, v) VALUES ('name' || length(NEW.b), NEW.b || NEW.v, NEW.v); END;
+CREATE TRIGGER few AFTER INSERT ON account BEGIN DELETE FROM account WHERE id IN (SELECT id FROM account ORDER BY b DESC LIMIT -1 OFFSET 5); END;`,
 		tables: []simTable{
 			{name: "account", key: []string{"id"}, counters: []string{"entries", "edits"}},
 			{name: "entry", key: []string{"id"}, refs: []simRef{{columns: []string{"account"}, parent: "account", required: true}}},
+			{name: "latest", key: []string{"name"}, unique: "name", values: []string{"name"}, merges: true},
 		},
 	},
 	{

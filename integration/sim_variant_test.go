@@ -230,6 +230,7 @@ var simVariants = []simVariant{
 		a.documents = func(page *messages.Page) { page.Documents = nil }
 	})},
 	{from: 3, name: "INSERT OR REPLACE is not watched", opened: withoutTriggers("bi", "born", "bu", "key")},
+	{from: 1, name: "triggers of the application delete while documents are applied", focus: &simFocus{schemas: []string{"triggers"}}, opened: withoutTriggers("hi", "hd")},
 	{from: 3, name: "a child that waits for its parent is forgotten", opened: statements(
 		`CREATE TRIGGER IF NOT EXISTS variant_inbox AFTER INSERT ON tidemark_inbox WHEN NEW.kind = 'waiting' BEGIN DELETE FROM tidemark_inbox WHERE documentId = NEW.documentId; END`,
 	)},

@@ -122,9 +122,6 @@ func (l *Local) applying(ctx context.Context, p *plan, plans []*plan, counts *me
 			}
 			at = docKey{}
 			if p.reacts {
-				if err := tx.takeOut(plans); err != nil {
-					return err
-				}
 				if err := a.putBack(docs); err != nil {
 					return err
 				}

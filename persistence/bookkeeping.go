@@ -272,6 +272,7 @@ var laterColumns = []struct{ table, name, declaration string }{
 	{"tidemark_tombstones", "above", "INTEGER NOT NULL DEFAULT 0"},
 	{"tidemark_state", "snapshotEncrypted", "INTEGER"},      // whether it is; NULL: not known
 	{"tidemark_state", "store", "TEXT NOT NULL DEFAULT ''"}, // that it is in; '': not known
+	{"tidemark_state", "handling", "TEXT"},                  // the row that applying inserts or deletes at the moment, see handling
 }
 
 // createBookkeeping creates our tables where they are missing and the one row of

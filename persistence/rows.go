@@ -174,7 +174,7 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 	}
 	moved := a.moved
 	query, args, renumbered := a.insertion("INSERT"+a.p.or+" INTO ", d, cols, vals)
-	if out, err := a.put(query, args); err != nil || out != applied {
+	if out, err := a.done(a.tx.handle(handling("INSERT", a.p.t, d.ID), a.p, query, args...)); err != nil || out != applied {
 		return out, err
 	}
 	a.know(d.ID, &rowRef{version: d.UpdateTime})
@@ -185,7 +185,7 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 			if err != nil {
 				return 0, err
 			}
-			if !ok { // a trigger of the application has deleted it already
+			if !ok { // a trigger of the application has replaced it already (UPDATE OR REPLACE)
 				a.know(d.ID, nil)
 				return applied, a.dropBase(d.ID)
 			}
@@ -482,7 +482,11 @@ func (a *applier) below(c childRef, where []string, key []any) ([]followed, erro
 
 // put runs a statement that writes one row.
 func (a *applier) put(query string, args []any) (outcome, error) {
-	n, err := a.tx.run(query, args...)
+	return a.done(a.tx.run(query, args...))
+}
+
+// done decides what came of a statement that was to write one row.
+func (a *applier) done(n int64, err error) (outcome, error) {
 	if err != nil {
 		return a.refused(err)
 	}
@@ -495,12 +499,35 @@ func (a *applier) put(query string, args []any) (outcome, error) {
 
 // remove deletes a row that is there.
 func (t *tx) remove(p *plan, id string) error {
-	clear(t.keys)
-	n, err := t.run(`DELETE FROM `+p.name+` WHERE clientId = ?`, id)
+	n, err := t.delete(p, id)
 	if err == nil && n == 0 {
 		return errKept
 	}
 	return err
+}
+
+// delete returns how many rows it deleted: none when a trigger of the application keeps
+// the row.
+func (t *tx) delete(p *plan, id string) (int64, error) {
+	clear(t.keys)
+	return t.handle(handling("DELETE", p.t, id), p, `DELETE FROM `+p.name+` WHERE clientId = ?`, id)
+}
+
+// handle runs a statement that inserts or deletes one row, and nothing else may: what
+// triggers of the application insert and delete meanwhile is ignored.
+func (t *tx) handle(what string, p *plan, query string, args ...any) (int64, error) {
+	if !p.reacts {
+		return t.run(query, args...)
+	}
+	const handling = `UPDATE tidemark_state SET handling = ?`
+	if err := t.exec(handling, what); err != nil {
+		return 0, err
+	}
+	n, err := t.run(query, args...)
+	if err != nil {
+		return 0, err // it is undone, and perhaps the transaction with it
+	}
+	return n, t.exec(handling, nil)
 }
 
 // refused decides what a failed statement means.

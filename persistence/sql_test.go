@@ -28,6 +28,7 @@ var trusted = []string{
 	"Reset: table",      // of a list that stands there
 	"indexes: rest",     // three texts that stand there
 	"notes: except",     // two texts that stand there
+	"hold: id",          // likewise
 	"countRows: schema", // a name of ours
 }
 

@@ -187,8 +187,7 @@ func (s *settler) bury(a *applier, d *messages.Document) error {
 			}
 		}
 		if row != nil {
-			clear(s.tx.keys)
-			out, err := a.put(`DELETE FROM `+a.p.name+` WHERE clientId = ?`, []any{d.ID})
+			out, err := a.done(s.tx.delete(a.p, d.ID))
 			if err != nil {
 				return err
 			}
@@ -302,8 +301,7 @@ func (s *settler) withdrawn(a *applier, d *messages.Document, held bool) (bool, 
 		return false, err
 	}
 	d.CreatedOn = row.createdOn
-	clear(s.tx.keys)
-	if out, err := a.put(`DELETE FROM `+a.p.name+` WHERE clientId = ?`, []any{d.ID}); err != nil {
+	if out, err := a.done(s.tx.delete(a.p, d.ID)); err != nil {
 		return false, err
 	} else if out != applied {
 		return false, forget() // a trigger of the application keeps the row: it stays revived

@@ -3,7 +3,6 @@ package persistence
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -13,9 +12,10 @@ import (
 // The application's own triggers fire when documents are applied: a search index
 // needs them to. But a counter that they raise, or a "modified at" that they set,
 // has arrived with its own document already, or will: it must not be counted here
-// once more. So what they change in tracked tables is noted (tidemark_touched) and
-// put back to what its document says, and rows that they insert are taken out: they
-// come from the device where the trigger first fired. None of this costs anything in
+// once more. So what they insert into tracked tables, or delete there, is ignored
+// (holdInsert, holdDelete), and what they change is noted (tidemark_touched) and put
+// back to what its document says: all of it comes from the device where the trigger
+// first fired. None of this costs anything in
 // a database without triggers of the application's.
 
 // suspended runs fn without some of the application's UPDATE triggers, as Attach does.
@@ -75,8 +75,7 @@ func reacts(ctx context.Context, q queryer) (bool, error) {
 	return yes, explain(err)
 }
 
-// sweepAll gives an identity to rows that came in without one, before the engine
-// writes: what has none afterwards was made by a trigger.
+// sweepAll gives an identity to rows that came in without one.
 func (t *tx) sweepAll(plans []*plan) error {
 	for _, p := range plans {
 		var callBack []schemaObject
@@ -93,16 +92,6 @@ func (t *tx) sweepAll(plans []*plan) error {
 			_, err := sweep(t.ctx, t.conn, p.t)
 			return explain(err)
 		}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// takeOut removes the rows that the application's triggers inserted.
-func (t *tx) takeOut(plans []*plan) error {
-	for _, p := range plans {
-		if err := t.exec(`DELETE FROM ` + p.name + ` WHERE isDirty = 1 AND clientId IS NULL`); err != nil {
 			return err
 		}
 	}
@@ -131,19 +120,17 @@ func (a *applier) putBack(docs []messages.Document) error {
 			left = append(left, &docs[i])
 		}
 	}
-	if len(left) > 0 {
-		if err := a.tx.suspended(a.p.onUpdate, func() error {
-			for _, d := range left {
-				if _, err := a.restoreRow(d); err != nil {
-					return err
-				}
-			}
-			return nil
-		}); err != nil {
-			return err
-		}
+	if len(left) == 0 {
+		return nil
 	}
-	return a.tx.takeOut(slices.Collect(maps.Values(a.plans))) // what putting back has fired
+	return a.tx.suspended(a.p.onUpdate, func() error {
+		for _, d := range left {
+			if _, err := a.restoreRow(d); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // restoreRow makes a clean row say what its document says, and reports whether it does.
@@ -193,9 +180,6 @@ func (a *applier) restoreRow(d *messages.Document) (done bool, err error) {
 // touched restores, at the end of a download, what is still as a trigger left it;
 // documents that are not at hand are asked for.
 func (s *settler) touched(fetched []messages.Document) error {
-	if err := s.tx.takeOut(s.plans); err != nil {
-		return err
-	}
 	if err := s.tx.exec(`DELETE FROM tidemark_touched WHERE tableName NOT IN (SELECT tableName FROM tidemark_tables WHERE excluded = 0)`); err != nil {
 		return err
 	}

@@ -264,7 +264,7 @@ func (t *Table) triggers(w watch) []schemaObject {
 		all = append(all, t.afterReferenceUpdate())
 	}
 	if w.reacts {
-		all = append(all, t.afterTouch())
+		all = append(all, t.holdInsert(), t.holdDelete(), t.afterTouch())
 	}
 	return all
 }
@@ -479,6 +479,19 @@ func (t *Table) afterReferenceUpdate() schemaObject {
 	}
 	return t.trigger("ref", of("AFTER UPDATE", columns), "OLD.clientId IS NOT NULL AND OLD.serverId IS NOT NULL AND "+notApplying, body...)
 }
+
+// holdInsert and holdDelete ignore what triggers of the application's insert and delete
+// while we apply documents: we say which row we handle. Before the statement does
+// anything, for OR REPLACE would delete in silence.
+func (t *Table) holdInsert() schemaObject { return t.hold("hi", "INSERT", "NEW.clientId") }
+func (t *Table) holdDelete() schemaObject { return t.hold("hd", "DELETE", "OLD.clientId") }
+
+func (t *Table) hold(kind, event, id string) schemaObject {
+	return t.trigger(kind, "BEFORE "+event, "(SELECT applying > 0 AND handling IS NOT "+literal(handling(event, t, ""))+" || coalesce("+id+", '') FROM tidemark_state)", "SELECT RAISE(IGNORE)")
+}
+
+// handling says that we INSERT or DELETE a row of a table.
+func handling(event string, t *Table, id string) string { return event + " " + t.Name + " " + id }
 
 // afterTouch notes a row that a trigger of the application's changes while we apply
 // documents; our own updates then change one of the columns below.

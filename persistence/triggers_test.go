@@ -432,6 +432,7 @@ func TestTriggerLookupsSeek(t *testing.T) {
 			body := o.sql[strings.Index(o.sql, "BEGIN\n")+6 : strings.LastIndex(o.sql, "END")]
 			for s := range strings.SplitSeq(strings.TrimSpace(body), ";\n") {
 				s = row.ReplaceAllString(strings.TrimSuffix(s, ";"), "(SELECT 'x')")
+				s = strings.ReplaceAll(s, "RAISE(IGNORE)", "1") // which may stand in a trigger only
 				plan := strings.Join(queryPlan(t, db, s), "\n") + "\n"
 				scans := strings.Count(plan, "SCAN ") - strings.Count(plan, "SCAN CONSTANT ROW") - strings.Count(plan, "SCAN tidemark_state") - strings.Count(plan, "SCAN (subquery-")
 				partial := strings.Contains(plan, "SEARCH tidemark_replaced USING PRIMARY KEY (tableName=?)\n") && !strings.Contains(s, "EXISTS (SELECT 1 FROM tidemark_replaced WHERE tableName = ")
