@@ -559,19 +559,30 @@ func TestARestoreKeepsThatAConflictWasRestored(t *testing.T) {
 // a word: before, ErrRolledBack refused it.
 func TestARestoreFromAnotherAccountsStoreAfterASync(t *testing.T) {
 	t.Parallel()
-	f, other := newFleet(t, oneTable), newFleet(t, oneTable)
-	x := other.device("x")
-	x.notes(1)
-	x.sync()
-	a := f.device("a")
-	a.notes(3)
-	a.sync()
-	a = f.onStore(other.store()).on(a.path, a.db) // a slip of the URL
-	a.sync()
-	_ = a.db.Close()
-	// Nobody may take the other account's rows for this file's without a word.
-	r, err := tidemark.Restore(t.Context(), a.path, other.store())
-	if err == nil {
-		t.Errorf("the file of one account was replaced by another's rows: %+v", r)
+	key, _ := newKey(t)
+	for name, c := range map[string]struct {
+		theirs    []tidemark.Option
+		restoring []tidemark.RestoreOption
+	}{
+		"open":      {},
+		"encrypted": {[]tidemark.Option{tidemark.WithEncryption(key)}, []tidemark.RestoreOption{tidemark.RestoreKey(key)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f, other := newFleet(t, oneTable), newFleet(t, oneTable)
+			x := other.device("x", c.theirs...)
+			x.notes(1)
+			x.sync()
+			a := f.device("a")
+			a.notes(3)
+			a.sync()
+			a = f.onStore(other.store()).on(a.path, a.db) // a slip of the URL
+			a.sync()
+			_ = a.db.Close()
+			// Nobody may take the other account's rows for this file's without a word.
+			if r, err := tidemark.Restore(t.Context(), a.path, other.store(), c.restoring...); err == nil {
+				t.Errorf("the file of one account was replaced by another's rows: %+v", r)
+			}
+		})
 	}
 }
