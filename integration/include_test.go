@@ -95,3 +95,43 @@ func TestParentsThatAreTakenBack(t *testing.T) {
 		}
 	}
 }
+
+// take attaches with a choice for one table.
+func take(t *testing.T, d *device, table tidemark.Table) {
+	t.Helper()
+	if _, err := tidemark.Attach(t.Context(), d.db, table); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// While it was excluded, nothing of ours saw what the application did with the table: it
+// was rebuilt, or rows were copied with all their columns.
+func TestATableTakenBackThatChangedMeanwhile(t *testing.T) {
+	t.Parallel()
+	for kind, table := range map[string]string{
+		"numbers": `loop (id INTEGER PRIMARY KEY, name TEXT)`, "texts": `loop (id TEXT PRIMARY KEY, name TEXT)`,
+		"no rowid": `loop (id TEXT, name TEXT, PRIMARY KEY (id, name)) WITHOUT ROWID`,
+	} {
+		for what, c := range map[string]struct{ do, want string }{
+			"rebuilt": {`ALTER TABLE loop RENAME TO old_loop; CREATE TABLE ` + table + `; INSERT INTO loop SELECT id, name FROM old_loop; DROP TABLE old_loop`, "[one two]"},
+			"copied": {`CREATE TEMP TABLE c AS SELECT * FROM loop; UPDATE c SET id = id + 10, name = name || ' again'; INSERT INTO loop SELECT * FROM c; DROP TABLE c`,
+				"[one one again two two again]"},
+		} {
+			t.Run(what+", "+kind, func(t *testing.T) {
+				t.Parallel()
+				f := newFleet(t, `CREATE TABLE `+table)
+				a, b := f.device("a"), f.device("b")
+				a.exec(`INSERT INTO loop (id, name) VALUES (1, 'one'), (2, 'two')`)
+				rounds(2, a, b)
+				take(t, b, tidemark.Table{Name: "loop", Exclude: true})
+				b.exec(c.do)
+				take(t, b, tidemark.Table{Name: "loop", Include: true})
+				rounds(2, b, a)
+				same(t, a, b)
+				if got := names(t, a, "loop"); got != c.want {
+					t.Errorf("a has %s, want %s", got, c.want)
+				}
+			})
+		}
+	}
+}

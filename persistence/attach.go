@@ -410,7 +410,7 @@ func (a *attacher) forget() error {
 			continue
 		}
 		if _, err := a.exec(`INSERT INTO tidemark_tables (tableName, columns, excluded) VALUES (?, '[]', 1)
-			ON CONFLICT (tableName) DO UPDATE SET columns = '[]', excluded = 1`, n); err != nil {
+			ON CONFLICT (tableName) DO UPDATE SET excluded = 1`, n); err != nil {
 			return err
 		}
 	}
@@ -471,7 +471,7 @@ func (a *attacher) prepareColumns(t *Table, known, fresh bool) (rebuilt bool, er
 		if _, ok := t.tracked[fold(c.name)]; ok {
 			continue
 		}
-		rebuilt = !fresh
+		rebuilt = known && len(a.stored[t.Name].columns) > 0 // also while it was excluded
 		if _, err := a.exec("ALTER TABLE " + quote(t.Name) + " ADD COLUMN " + quote(c.name) + " " + c.declaration); err != nil {
 			return false, err
 		}
@@ -481,12 +481,25 @@ func (a *attacher) prepareColumns(t *Table, known, fresh bool) (rebuilt bool, er
 	if !fresh && !a.hadTriggers[t.Name] {
 		rebuilt = true
 	}
-	if !known && hadClientID {
-		err = a.suspended(t, func() error {
-			return a.all("UPDATE " + quote(t.Name) + " SET clientId = NULL WHERE clientId IS NOT NULL")
-		})
+	switch forget := "UPDATE " + quote(t.Name) + " SET clientId = NULL WHERE "; {
+	case !hadClientID:
+	case !known:
+		err = a.suspended(t, func() error { return a.all(forget + "clientId IS NOT NULL") })
+	case fresh || rebuilt: // it was copied together with the row, unseen by our triggers
+		err = a.suspended(t, func() error { return a.all(forget + t.copies()) })
 	}
 	return rebuilt, err
+}
+
+// copies selects rows that have the clientId of another one before them.
+func (t *Table) copies() string {
+	var key []string
+	for _, c := range t.key() {
+		key = append(key, t.name(c))
+	}
+	k := strings.Join(key, ", ")
+	return "(" + k + ") IN (SELECT " + k + " FROM (SELECT " + k + ", row_number() OVER (PARTITION BY clientId ORDER BY " + k + ") AS tidemark_copy FROM " + quote(t.Name) +
+		" WHERE clientId IS NOT NULL) WHERE tidemark_copy > 1)"
 }
 
 // mark gives every row without one an identity and makes rows dirty: all of them,
