@@ -96,6 +96,44 @@ func TestParentsThatAreTakenBack(t *testing.T) {
 	}
 }
 
+// No two devices take a table back at the same moment: in between, the one that has not yet
+// gets documents that refer to its parents by their ids.
+func TestParentsThatAreTakenBackOneDeviceAfterTheOther(t *testing.T) {
+	t.Parallel()
+	for _, key := range []string{"INTEGER", "TEXT"} {
+		for name, edit := range map[string]string{"untouched": "", "edited meanwhile": `UPDATE child SET name = 'edited'; INSERT INTO child (parent, name) VALUES (7, 'new')`} {
+			for _, when := range []string{"in step", "not synced"} {
+				t.Run(name+", "+key+", "+when, func(t *testing.T) {
+					t.Parallel()
+					f := newFleet(t, `CREATE TABLE parent (id `+key+` PRIMARY KEY, name TEXT);
+						CREATE TABLE child (id INTEGER PRIMARY KEY, parent `+key+` REFERENCES parent (id), name TEXT)`)
+					a, b := f.device("a"), f.device("b")
+					for _, d := range []*device{a, b} {
+						take(t, d, tidemark.Table{Name: "parent", Exclude: true})
+						d.exec(`INSERT INTO parent (id, name) VALUES (7, 'p')`)
+					}
+					a.exec(`INSERT INTO child (parent, name) VALUES (7, 'c')`)
+					rounds(2, a, b)
+					take(t, a, tidemark.Table{Name: "parent", Include: true})
+					rounds(1, a, b)
+					b.exec(edit)
+					if when == "in step" {
+						rounds(1, b, a)
+					}
+					take(t, b, tidemark.Table{Name: "parent", Include: true})
+					rounds(3, b, a)
+					same(t, a, b)
+					for name, d := range map[string]*device{"a": a, "b": b} {
+						if n := d.value(`SELECT count(*) FROM child WHERE parent IS NULL OR NOT EXISTS (SELECT 1 FROM parent WHERE parent.id = child.parent)`); n != "0" {
+							t.Errorf("%s: %s children have lost their parent", name, n)
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
 // take attaches with a choice for one table.
 func take(t *testing.T, d *device, table tidemark.Table) {
 	t.Helper()

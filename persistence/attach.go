@@ -491,17 +491,6 @@ func (a *attacher) prepareColumns(t *Table, known, fresh bool) (rebuilt bool, er
 	return rebuilt, err
 }
 
-// copies selects rows that have the clientId of another one before them.
-func (t *Table) copies() string {
-	var key []string
-	for _, c := range t.key() {
-		key = append(key, t.name(c))
-	}
-	k := strings.Join(key, ", ")
-	return "(" + k + ") IN (SELECT " + k + " FROM (SELECT " + k + ", row_number() OVER (PARTITION BY clientId ORDER BY " + k + ") AS tidemark_copy FROM " + quote(t.Name) +
-		" WHERE clientId IS NOT NULL) WHERE tidemark_copy > 1)"
-}
-
 // mark gives every row without one an identity and makes rows dirty: all of them,
 // or those that hold something in the columns that the table gained.
 func (a *attacher) mark(t *Table, all bool, gained []string) error {
