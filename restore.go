@@ -30,8 +30,11 @@ type Restored struct {
 	// ConflictsLeft those of another scope, which only the kept file has.
 	Conflicts     int64 `json:"conflicts"`
 	ConflictsLeft int64 `json:"conflictsLeft,omitempty"`
-	// Unsynced: the file was kept for rows that no other device has.
-	Unsynced bool `json:"unsynced,omitempty"`
+	// Unsynced: the file was kept for rows that no other device has. NotUploaded: some of
+	// them do not go up when it is synced, because their table is excluded, because the
+	// server refuses them, or because it was never attached.
+	Unsynced    bool `json:"unsynced,omitempty"`
+	NotUploaded bool `json:"notUploaded,omitempty"`
 	// Bytes is the size of the database, StoredBytes that of the snapshot's objects. What
 	// of them was here already was not downloaded again, see Store.
 	Bytes       int64             `json:"bytes"`
@@ -86,8 +89,8 @@ func RestoreScope(scope string) RestoreOption {
 // RestoreKeepUnsynced lets a restore go on where ErrUnsynced would refuse it: the file
 // that is there is kept beside, under the name that Restored.Kept says. It stays a
 // device of its own: one Sync of it uploads its rows by the normal rules, and then it
-// may go, unless it has conflicts of another scope (Restored.ConflictsLeft): nothing else
-// has those.
+// may go, unless it has rows that no sync uploads (Restored.NotUploaded) or conflicts of
+// another scope (Restored.ConflictsLeft): nothing else has those.
 func RestoreKeepUnsynced() RestoreOption {
 	return func(s *restoreSettings) { s.keep = true }
 }
@@ -156,6 +159,7 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 		}
 		return out, fmt.Errorf("restore: %w", err)
 	}
+	out.NotUploaded = in.NotUploaded
 	out.DeviceID, out.Unsynced, out.Conflicts, out.ConflictsLeft = in.ID, in.Unsynced, in.Conflicts, in.ConflictsLeft
 	out.Generation, out.Bytes, out.StoredBytes, out.Encrypted = r.Snapshot.Generation, r.Snapshot.RawSize, r.Snapshot.Download(), r.Snapshot.Encrypted
 	_ = os.RemoveAll(download) // what stays is in nobody's way

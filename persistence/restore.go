@@ -17,6 +17,8 @@ import (
 var (
 	// ErrUnsynced: the destination holds rows that no other device has.
 	ErrUnsynced = errors.New("there are rows that were never synced")
+	// errNotUploaded is ErrUnsynced of a file that has rows which no sync of it uploads.
+	errNotUploaded = fmt.Errorf("%w", ErrUnsynced)
 	// ErrDamaged: the snapshot is not what its maker uploaded.
 	ErrDamaged = messages.ErrDamaged
 	// ErrRolledBack: the newest snapshot in the store is older than one that the file
@@ -84,7 +86,7 @@ func (r Restoration) Install(ctx context.Context, path string) (in Installed, er
 	if err := r.Acceptable(); err != nil {
 		return in, err
 	}
-	if _, err := r.destination(ctx, path); err != nil {
+	if _, _, err := r.destination(ctx, path); err != nil {
 		return in, err
 	}
 	dir, err := tempBeside(path)
@@ -104,15 +106,14 @@ func (r Restoration) Install(ctx context.Context, path string) (in Installed, er
 	if err := syncFile(tmp); err != nil {
 		return in, fmt.Errorf("write the restored file: %w", explain(err))
 	}
-	kept, err := r.destination(ctx, path) // somebody may have written meanwhile
-	if err != nil {
+	if in.Unsynced, in.NotUploaded, err = r.destination(ctx, path); err != nil { // somebody may have written meanwhile
 		return in, err
 	}
 	// The old file's journal would be replayed into the new one.
 	if err := retire(ctx, path, r.Open); err != nil {
 		return in, err
 	}
-	if in.Unsynced = kept; kept || in.ConflictsLeft > 0 {
+	if in.Unsynced || in.ConflictsLeft > 0 {
 		if err := keep(path, r.Keep); err != nil {
 			return in, err
 		}
@@ -130,20 +131,22 @@ type Installed struct {
 	// ID is the new installation id, Kept the name of the file that was there, if it was
 	// kept.
 	ID, Kept string
-	// Unsynced: it was kept for rows that no other device has.
-	Unsynced bool
+	// Unsynced: it was kept for rows that no other device has. NotUploaded: some of them do
+	// not go up when it is synced.
+	Unsynced, NotUploaded bool
 	// Conflicts counts those of that file that were carried over, ConflictsLeft those that
 	// are of another scope and stay in it.
 	Conflicts, ConflictsLeft int64
 }
 
-// destination reports whether the file at path has to be kept.
-func (r Restoration) destination(ctx context.Context, path string) (bool, error) {
-	err := CheckDestination(ctx, path, r.Open)
+// destination reports whether the file at path has to be kept, and whether it has rows
+// that no sync of it uploads.
+func (r Restoration) destination(ctx context.Context, path string) (keep, notUploaded bool, err error) {
+	err = CheckDestination(ctx, path, r.Open)
 	if r.Keep != "" && errors.Is(err, ErrUnsynced) {
-		return true, nil
+		return true, errors.Is(err, errNotUploaded), nil
 	}
-	return false, err
+	return false, false, err
 }
 
 // keep gives a file a second name: at every moment one of them is there.
@@ -209,7 +212,7 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 		if rerr == nil && len(all.Tables) == 0 {
 			return nil
 		}
-		return fmt.Errorf("%s is a database that was never synced: move it away first: %w", path, ErrUnsynced)
+		return fmt.Errorf("%s is a database that was never synced: move it away first: %w", path, errNotUploaded)
 	}
 	if err != nil {
 		return fmt.Errorf("look into %s: %w", path, err)
@@ -239,7 +242,7 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 			return fmt.Errorf("look into %s: %w", path, explain(err))
 		}
 		if some {
-			return fmt.Errorf("table %q of %s is excluded from sync and has rows, which would be lost: move the file away first: %w", t.Name, path, ErrUnsynced)
+			return fmt.Errorf("table %q of %s is excluded from sync and has rows, which would be lost: move the file away first: %w", t.Name, path, errNotUploaded)
 		}
 	}
 	if dirty += n; dirty == 0 {
@@ -251,9 +254,9 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 	}
 	switch {
 	case held >= dirty:
-		return fmt.Errorf("%s has changes that the server does not take (%d): `pipeline failed` lists them, with what helps; or move it away: %w", path, dirty, ErrUnsynced)
+		return fmt.Errorf("%s has changes that the server does not take (%d): `pipeline failed` lists them, with what helps; or move it away: %w", path, dirty, errNotUploaded)
 	case held > 0:
-		return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away; the server did not take %d of them, see `pipeline failed`: %w", path, dirty, held, ErrUnsynced)
+		return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away; the server did not take %d of them, see `pipeline failed`: %w", path, dirty, held, errNotUploaded)
 	}
 	return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away: %w", path, dirty, ErrUnsynced)
 }
