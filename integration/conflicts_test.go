@@ -555,6 +555,80 @@ func TestARestoreKeepsThatAConflictWasRestored(t *testing.T) {
 	}
 }
 
+// A version that was merged away came back as another row. The snapshot has the conflict
+// from before.
+func TestARestoreDoublesNoConflictWhoseRowCameBackAsAnother(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE tag (id INTEGER PRIMARY KEY, name TEXT UNIQUE, color TEXT);`)
+	a, b := f.device("a"), f.device("b", tidemark.WithBackup(1, time.Hour, 4), tidemark.WithTakeover(0))
+	a.exec(`INSERT INTO tag (name, color) VALUES ('home', 'red')`)
+	b.exec(`INSERT INTO tag (name, color) VALUES ('home', 'blue')`)
+	rounds(2, a, b)
+	b.exec(`INSERT INTO tag (name) VALUES ('one more')`)
+	if r := b.sync(); r.Snapshot == nil || len(b.conflicts()) != 1 {
+		t.Fatalf("%+v, %d conflicts", r, len(b.conflicts()))
+	}
+	b = f.on(b.path, b.db, tidemark.WithBackup(1000, 1000*time.Hour, 4))
+	lost := b.conflicts()[0]
+	b.exec(`UPDATE tag SET name = 'free' WHERE name = 'home'`)
+	if r := b.restoreConflict(lost.ID); r.DocumentID == lost.DocumentID {
+		t.Fatalf("the story is another one: %+v", r)
+	}
+	b.sync()
+	before, _ := json.Marshal(b.conflicts())
+	_ = b.db.Close()
+	if _, err := tidemark.Restore(t.Context(), b.path, f.store()); err != nil {
+		t.Fatal(err)
+	}
+	b = f.on(b.path, openDB(t, b.path))
+	b.sync()
+	if after, _ := json.Marshal(b.conflicts()); string(after) != string(before) {
+		t.Errorf("conflicts\nbefore %s\nafter  %s", before, after)
+	}
+}
+
+// The snapshot has conflicts of its maker's, so that those of the file get other numbers.
+func TestAConflictThatIsCarriedOverNamesTheOtherOne(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, notesSchema)
+	maker, b := f.device("maker", tidemark.WithBackup(1, time.Hour, 4), tidemark.WithTakeover(0)), f.device("b", tidemark.WithBackup(1000, 1000*time.Hour, 4))
+	maker.exec(`INSERT INTO notebook (id, name) VALUES (1, 'home'), (2, 'work'), (3, 'garden')`)
+	rounds(2, maker, b)
+	for _, id := range []string{"1", "2"} { // b restores the second one
+		quarrel(t, maker, b, "notebook", `UPDATE notebook SET name = 'from maker' WHERE id = `+id, `UPDATE notebook SET name = 'from b' WHERE id = `+id)
+	}
+	b.restoreConflict(b.conflicts()[0].ID)
+	rounds(1, b, maker)
+	for range 3 {
+		quarrel(t, b, maker, "notebook", `UPDATE notebook SET name = name || ' by b' WHERE id = 3`, `UPDATE notebook SET name = name || ' by maker' WHERE id = 3`)
+	}
+	b.sync()
+	_ = b.db.Close()
+	over := func() {
+		t.Helper()
+		if _, err := tidemark.Restore(t.Context(), b.path, f.store()); err != nil {
+			t.Fatal(err)
+		}
+		b = f.on(b.path, openDB(t, b.path), tidemark.WithBackup(1, time.Hour, 4), tidemark.WithTakeover(0))
+		b.sync()
+		var restored, notes []tidemark.Conflict
+		for _, c := range b.conflicts() {
+			if c.RestoredOn != nil {
+				restored = append(restored, c)
+			}
+			if c.Winner == "restored" {
+				notes = append(notes, c)
+			}
+		}
+		if len(restored) != 1 || len(notes) != 1 || !strings.Contains(notes[0].Reason, fmt.Sprintf("conflict %d was", restored[0].ID)) {
+			t.Errorf("restored %+v, and what was there before: %+v", restored, notes)
+		}
+		_ = b.db.Close()
+	}
+	over()
+	over() // the second time, the snapshot may have them
+}
+
 // A file that was synced once with a wrong --store is not restored over from there without
 // a word: before, ErrRolledBack refused it.
 func TestARestoreFromAnotherAccountsStoreAfterASync(t *testing.T) {

@@ -147,7 +147,7 @@ func (u *unconflict) run() (RestoredConflict, error) {
 	if out.Did == "nothing" {
 		return out, nil
 	}
-	if err := u.keepConflict(row, u.d, winnerRestored, fmt.Sprintf("what was there before conflict %d was restored", u.k.id)); err != nil {
+	if err := u.keepConflict(row, u.d, winnerRestored, fmt.Sprintf(restoredReason, u.k.id)); err != nil {
 		return out, err
 	}
 	return out, u.tx.row(`SELECT max(id) FROM tidemark_conflicts`).Scan(&out.Kept)
