@@ -206,6 +206,9 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 		return fmt.Errorf("open %s: %w", path, explain(err))
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
+	if table := rebuiltTable(ctx, db); table != "" {
+		return fmt.Errorf("table %q of %s was rebuilt, and what was changed in it since is not known: sync the file first, or move it away: %w", table, path, ErrUnsynced)
+	}
 	schema, err := LoadSchema(ctx, db)
 	if errors.Is(err, ErrNotAttached) {
 		all, rerr := Reflect(ctx, db)
@@ -259,6 +262,15 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 		return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away; the server did not take %d of them, see `pipeline failed`: %w", path, dirty, held, errNotUploaded)
 	}
 	return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away: %w", path, dirty, ErrUnsynced)
+}
+
+// rebuiltTable names an attached table that has lost our triggers, "" when there is none.
+func rebuiltTable(ctx context.Context, db queryer) string {
+	var table string
+	_ = db.QueryRowContext(ctx, `SELECT t.tableName FROM tidemark_tables AS t JOIN sqlite_master AS m ON m.type = 'table' AND m.name = t.tableName WHERE t.excluded = 0
+		AND NOT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = t.tableName COLLATE NOCASE AND name LIKE 'tidemark\_%' ESCAPE '\')`).
+		Scan(&table) // none, or it was never attached, which others say
+	return table
 }
 
 // CheckNewest fails with ErrRolledBack when the file at path knows of a snapshot that
