@@ -629,6 +629,45 @@ func TestAConflictThatIsCarriedOverNamesTheOtherOne(t *testing.T) {
 	over() // the second time, the snapshot may have them
 }
 
+// Nor one that knows of no snapshot at all.
+func TestARestoreFromAnotherAccountsStore(t *testing.T) {
+	t.Parallel()
+	f, other := newFleet(t, oneTable), newFleet(t, oneTable)
+	x := other.device("x")
+	x.notes(1)
+	x.sync()
+	a := f.onStore(nil).device("a")
+	a.notes(3)
+	a.sync()
+	_ = a.db.Close()
+	if r, err := tidemark.Restore(t.Context(), a.path, other.store()); !errors.Is(err, tidemark.ErrOtherScope) {
+		t.Errorf("the file of one account was replaced by another's rows: %+v, %v", r, err)
+	}
+}
+
+// The schema would replace the row that has the unique key by now, without a word.
+func TestARestoredVersionReplacesNoOtherRow(t *testing.T) {
+	t.Parallel()
+	for name, theirs := range map[string]string{"deleted here": `DELETE FROM tag`, "changed here": `UPDATE tag SET name = 'work'`} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t, `CREATE TABLE tag (id INTEGER PRIMARY KEY, name TEXT UNIQUE ON CONFLICT REPLACE, color TEXT)`)
+			a, b := f.device("a"), f.device("b")
+			a.exec(`INSERT INTO tag (name, color) VALUES ('home', 'red')`)
+			rounds(2, a, b)
+			c := quarrel(t, a, b, "tag", `UPDATE tag SET color = 'blue'`, theirs)
+			b.exec(`INSERT INTO tag (name, color) VALUES ('home', 'green')`)
+			before := contents(t.Context(), t, b.db.DB)
+			if r, err := tidemark.RestoreConflict(t.Context(), b.db, c.ID, ""); !errors.Is(err, tidemark.ErrInTheWay) {
+				t.Errorf("%+v, %v", r, err)
+			}
+			diff(t, "before", before, "after", contents(t.Context(), t, b.db.DB))
+			rounds(2, b, a)
+			same(t, a, b)
+		})
+	}
+}
+
 // A file that was synced once with a wrong --store is not restored over from there without
 // a word: before, ErrRolledBack refused it.
 func TestARestoreFromAnotherAccountsStoreAfterASync(t *testing.T) {

@@ -274,7 +274,8 @@ func rebuiltTable(ctx context.Context, db queryer) string {
 }
 
 // CheckNewest fails with ErrRolledBack when the file at path knows of a snapshot that
-// newest, the newest one in the store, does not cover.
+// newest, the newest one in the store, does not cover, and with ErrOtherScope when its rows
+// are of another scope.
 func CheckNewest(ctx context.Context, path string, newest messages.Snapshot, open Opener) (err error) {
 	if st, err := os.Stat(path); err != nil || st.Size() == 0 {
 		return nil // there is nothing that could know
@@ -284,6 +285,10 @@ func CheckNewest(ctx context.Context, path string, newest messages.Snapshot, ope
 		return fmt.Errorf("open %s: %w", path, explain(err))
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
+	var scope string
+	if err := db.QueryRowContext(ctx, `SELECT scope FROM tidemark_state`).Scan(&scope); err == nil && scope != "" && newest.Scope != "" && scope != newest.Scope {
+		return messages.Saying(ErrOtherScope, "the snapshots in the store are of %s, and this database is of %s: check the store's URL, or name the snapshot that you want all the same (--at)", newest.Scope, scope)
+	}
 	return KnowsOf(ctx, db, newest)
 }
 
