@@ -115,9 +115,9 @@ func restoring(opts []RestoreOption) (restoreSettings, persistence.Opener, error
 // gets an installation id of its own; until then nothing at path is touched. A file
 // there with rows that were never uploaded is refused with ErrUnsynced, and one that
 // knows a newer snapshot than the store's newest with ErrRolledBack, or is of another
-// scope with ErrOtherScope, unless a snapshot is named. Its conflicts are carried over; those of another scope are refused like rows. A download that was
-// cut off goes on where it was, also in another process. The next Sync
-// downloads what came after the snapshot.
+// scope with ErrOtherScope, unless a snapshot is named. Its conflicts are carried over;
+// those of another scope are refused like rows. A download that was cut off goes on where
+// it was, also in another process. The next Sync downloads what came after the snapshot.
 func Restore(ctx context.Context, path string, store SnapshotStore, opts ...RestoreOption) (Restored, error) {
 	var out Restored
 	s, open, err := restoring(opts)

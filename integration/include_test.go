@@ -152,8 +152,10 @@ func TestATableTakenBackThatChangedMeanwhile(t *testing.T) {
 	} {
 		for what, c := range map[string]struct{ do, want string }{
 			"rebuilt": {`ALTER TABLE loop RENAME TO old_loop; CREATE TABLE ` + table + `; INSERT INTO loop SELECT id, name FROM old_loop; DROP TABLE old_loop`, "[one two]"},
-			"copied": {`CREATE TEMP TABLE c AS SELECT * FROM loop; UPDATE c SET id = id + 10, name = name || ' again'; INSERT INTO loop SELECT * FROM c; DROP TABLE c`,
-				"[one one again two two again]"},
+			"copied": {
+				`CREATE TEMP TABLE c AS SELECT * FROM loop; UPDATE c SET id = id + 10, name = name || ' again'; INSERT INTO loop SELECT * FROM c; DROP TABLE c`,
+				"[one one again two two again]",
+			},
 		} {
 			t.Run(what+", "+kind, func(t *testing.T) {
 				t.Parallel()
