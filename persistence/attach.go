@@ -416,7 +416,7 @@ func (a *attacher) forget() error {
 			continue
 		}
 		if _, err := a.exec(`INSERT INTO tidemark_tables (tableName, columns, excluded) VALUES (?, '[]', 1)
-			ON CONFLICT (tableName) DO UPDATE SET columns = '[]', excluded = 1`, n); err != nil {
+			ON CONFLICT (tableName) DO UPDATE SET excluded = 1`, n); err != nil {
 			return err
 		}
 	}
@@ -477,7 +477,7 @@ func (a *attacher) prepareColumns(t *Table, known, fresh bool) (rebuilt bool, er
 		if _, ok := t.tracked[fold(c.name)]; ok {
 			continue
 		}
-		rebuilt = !fresh
+		rebuilt = known && len(a.stored[t.Name].columns) > 0 // also while it was excluded
 		if _, err := a.exec("ALTER TABLE " + quote(t.Name) + " ADD COLUMN " + quote(c.name) + " " + c.declaration); err != nil {
 			return false, err
 		}
@@ -487,10 +487,12 @@ func (a *attacher) prepareColumns(t *Table, known, fresh bool) (rebuilt bool, er
 	if !fresh && !a.hadTriggers[t.Name] {
 		rebuilt = true
 	}
-	if !known && hadClientID {
-		err = a.suspended(t, func() error {
-			return a.all("UPDATE " + quote(t.Name) + " SET clientId = NULL WHERE clientId IS NOT NULL")
-		})
+	switch forget := "UPDATE " + quote(t.Name) + " SET clientId = NULL WHERE "; {
+	case !hadClientID:
+	case !known:
+		err = a.suspended(t, func() error { return a.all(forget + "clientId IS NOT NULL") })
+	case fresh || rebuilt: // it was copied together with the row, unseen by our triggers
+		err = a.suspended(t, func() error { return a.all(forget + t.copies()) })
 	}
 	return rebuilt, err
 }

@@ -144,7 +144,9 @@ ago, such as 2h or 90m.`,
 			if r.Kept != "" {
 				a.out.printf("\nThe file that was there is kept as\n  %s\n", plain(r.Kept))
 			}
-			if r.Unsynced {
+			if r.NotUploaded {
+				a.out.printf("It has rows that no other device has, and a sync does not upload them all: their\ntable is left out, the server refuses them, or the file was never attached. Keep\nit.\n")
+			} else if r.Unsynced {
 				a.out.printf("It has rows that no other device has, and is still a device: sync it once, and\nthey are everywhere. Then remove it.\n")
 			}
 			if r.ConflictsLeft > 0 {
