@@ -261,6 +261,10 @@ func (d *doctor) snapshot() {
 		return
 	}
 	s := m.Current
+	if d.exam.Scope != "" && s.Scope != "" && d.exam.Scope != s.Scope {
+		d.problem("snapshot", "correct the store's URL: every scope has a store of its own, and this database is not backed up here", "the snapshots in the store are of %s, and the database is of %s", s.Scope, d.exam.Scope)
+		return
+	}
 	if d.db != nil {
 		if err := persistence.KnowsOf(d.ctx, d.db.DB, s); errors.Is(err, persistence.ErrRolledBack) {
 			d.problem("snapshot", "see who may write to the store; the next snapshot of a device that is in step mends it", "the newest one, %s, is older than one that this device knows: somebody put an older manifest back", s.Generation)

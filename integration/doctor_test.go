@@ -80,6 +80,13 @@ func TestDoctorFindsWhatIsWrongElsewhere(t *testing.T) {
 			t.Error("the doctor changed something")
 		}
 
+		other := newFleet(t, oneTable)
+		x := other.device("x")
+		x.notes(1)
+		x.sync()
+		want(t, a.doctor(f.remote(), other.store()), "problem snapshot: the snapshots in the store are of")
+		_ = x.db.Close()
+
 		deaf := bucket.Store()
 		deaf.IgnoreConditions = true
 		want(t, a.doctor(f.remote(), deaf), "problem conditions: the store ignores the conditions of writes")
