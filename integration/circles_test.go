@@ -254,3 +254,101 @@ func TestARowThatIsMergedWithItsParent(t *testing.T) {
 		})
 	}
 }
+
+// Deleted rows come back for a child that somebody else has made meanwhile, also when they
+// refer to themselves or to each other, and then nothing moves any more.
+func TestRowsThatReferToEachOtherComeBack(t *testing.T) {
+	t.Parallel()
+	for name, rows := range map[string]string{
+		"itself":     `INSERT INTO emp (id, name, boss) VALUES (1, 'kim', 1)`,
+		"each other": `INSERT INTO emp (id, name, boss) VALUES (1, 'kim', 2), (2, 'lee', 1)`,
+		"a ring":     `INSERT INTO emp (id, name, boss) VALUES (1, 'kim', 2), (2, 'lee', 3), (3, 'max', 1), (4, 'ned', 1)`,
+	} {
+		for _, key := range []string{"name", "id"} {
+			t.Run(name+" by "+key, func(t *testing.T) {
+				f := newFleet(t, map[string]string{
+					"id": `CREATE TABLE emp (id INTEGER PRIMARY KEY, name TEXT UNIQUE, boss INTEGER REFERENCES emp (id)` + deferred + `);
+CREATE TABLE task (id INTEGER PRIMARY KEY, emp INTEGER NOT NULL REFERENCES emp (id) ON DELETE CASCADE);`,
+					"name": `CREATE TABLE emp (id INTEGER, name TEXT PRIMARY KEY, boss TEXT REFERENCES emp (name)` + deferred + `);
+CREATE TABLE task (id INTEGER PRIMARY KEY, emp TEXT NOT NULL REFERENCES emp (name) ON DELETE CASCADE);`,
+				}[key])
+				a, b := f.device("a"), f.device("b")
+				if key == "name" {
+					a.exec(`PRAGMA foreign_keys = OFF; ` + rows + `; UPDATE emp SET boss = (SELECT name FROM emp AS e WHERE e.id = emp.boss); PRAGMA foreign_keys = ON`)
+				} else {
+					a.exec(rows)
+				}
+				rounds(2, a, b)
+				n := a.value(`SELECT count(*) FROM emp WHERE name <> 'ned'`)
+				a.exec(`DELETE FROM emp`)
+				b.exec(`INSERT INTO task (emp) SELECT ` + key + ` FROM emp WHERE name = 'kim'`)
+				rounds(3, b, a)
+				same(t, a, b)
+				if got := a.value(`SELECT count(*) FROM emp`); got != n {
+					t.Errorf("%s of %s are back", got, n)
+				}
+				if got := a.value(`SELECT count(*) FROM task JOIN emp ON emp.` + key + ` = task.emp`); got != "1" {
+					t.Errorf("%s tasks", got)
+				}
+				for _, d := range []*device{a, b} {
+					if r := d.sync(); r.Billed.Writes != 0 || r.Billed.Reads > 2 {
+						t.Errorf("%s still moves: %+v %v", filepath.Base(d.path), r.Billed, r.Tables)
+					}
+				}
+			})
+		}
+	}
+}
+
+// What waits for a row that is merged goes in with it.
+func TestAChildOfAMergedRow(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE tag (id INTEGER PRIMARY KEY, name TEXT UNIQUE); CREATE TABLE note (id INTEGER PRIMARY KEY, tag INTEGER REFERENCES tag (id));`)
+	put := func(table, id string, fields map[string]any) {
+		f.server.Put(messages.Document{Table: table, ID: id, CreatedOn: 1, UpdatedOn: 1, UpdatedBy: "x", Fields: fields})
+	}
+	put("tag", "zz", map[string]any{"name": "red"}) // random ids are smaller
+	put("note", "n", map[string]any{"tag": "zz"})
+	a := f.device("a")
+	a.exec(`INSERT INTO tag (name) VALUES ('red')`)
+	if _, err := a.p.SyncFull(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.value(`SELECT count(*) FROM note JOIN tag ON tag.id = note.tag`); got != "1" {
+		t.Errorf("%s notes have their tag, %s wait", got, a.value(`SELECT count(*) FROM tidemark_inbox`))
+	}
+}
+
+// A row that refers to itself took in another one and was deleted; meanwhile somebody else
+// has made a child of that one.
+func TestAMergedRowComesBackForItsChild(t *testing.T) {
+	t.Parallel()
+	for _, uploaded := range []bool{false, true} {
+		t.Run(fmt.Sprint("uploaded ", uploaded), func(t *testing.T) {
+			f := newFleet(t, `CREATE TABLE emp (id INTEGER PRIMARY KEY, name TEXT UNIQUE, boss INTEGER REFERENCES emp (id)); CREATE TABLE task (id INTEGER PRIMARY KEY, emp INTEGER REFERENCES emp (id));`)
+			a, b := f.device("a"), f.device("b")
+			f.server.Put(messages.Document{Table: "emp", ID: "zz", CreatedOn: 1, UpdatedOn: 1, UpdatedBy: "x", Fields: map[string]any{"name": "kim"}}) // random ids are smaller
+			for _, d := range []*device{b, a} {
+				d.exec(map[*device]string{a: `INSERT INTO emp (id, name, boss) VALUES (1, 'kim', 1)`, b: `DELETE FROM task`}[d])
+				if _, err := d.p.SyncFull(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.exec(`INSERT INTO task (emp) SELECT id FROM emp`)
+			a.exec(`DELETE FROM emp`)
+			if uploaded {
+				a.sync()
+			}
+			rounds(3, b, a)
+			same(t, a, b)
+			if got := a.value(`SELECT count(*) FROM task JOIN emp ON emp.id = task.emp WHERE name = 'kim'`); got != "1" {
+				t.Errorf("%s tasks have their emp", got)
+			}
+			for _, d := range []*device{a, b} {
+				if r := d.sync(); r.Billed.Writes != 0 || r.Billed.Reads > 2 {
+					t.Errorf("%s still moves: %+v %v", filepath.Base(d.path), r.Billed, r.Tables)
+				}
+			}
+		})
+	}
+}

@@ -20,16 +20,7 @@ func (s *settler) circles(decide bool) (settled bool, err error) {
 		return false, err
 	}
 	for {
-		for shrunk := true; shrunk; {
-			shrunk = false
-			for k, ms := range needs {
-				if slices.ContainsFunc(ms, func(m docKey) bool { _, in := needs[m]; return !in }) {
-					delete(needs, k)
-					shrunk = true
-				}
-			}
-		}
-		if len(needs) == 0 {
+		if inside(needs); len(needs) == 0 {
 			return settled, nil
 		}
 		c := s.circle(needs, docs)
@@ -65,6 +56,19 @@ func (s *settler) circles(decide bool) (settled bool, err error) {
 			}
 			settled = settled || done
 			delete(needs, k)
+		}
+	}
+}
+
+// inside leaves those who need nobody else.
+func inside(needs map[docKey][]docKey) {
+	for shrunk := true; shrunk; {
+		shrunk = false
+		for k, ms := range needs {
+			if slices.ContainsFunc(ms, func(m docKey) bool { _, in := needs[m]; return !in }) {
+				delete(needs, k)
+				shrunk = true
+			}
 		}
 	}
 }

@@ -81,8 +81,9 @@ func (s *settler) collisions() error {
 			return err
 		}
 	}
+	settled := false
 	for _, p := range s.plans {
-		if _, err := s.each(p, "collides", func(a *applier, d *messages.Document) (bool, error) {
+		moved, err := s.each(p, "collides", func(a *applier, d *messages.Document) (bool, error) {
 			done, err := s.retry(a, d)
 			if err != nil || done {
 				return done, err
@@ -93,9 +94,14 @@ func (s *settler) collisions() error {
 				}
 			}
 			return true, a.file(d, dead)
-		}); err != nil {
+		})
+		if err != nil {
 			return err
 		}
+		settled = settled || moved
+	}
+	if settled { // what waited for them
+		return s.inbox()
 	}
 	return nil
 }

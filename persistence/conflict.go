@@ -146,6 +146,20 @@ func (a *applier) overrule(d *messages.Document) error {
 	return a.keepConflict(row, d, "local", "the version on the server does not fit here: "+a.reason)
 }
 
+// outlives is the row that a merged one lives on in, "" when that was deleted.
+func (a *applier) outlives(id string) (string, error) {
+	last, err := a.tx.survivor(a.p.t.Name, id)
+	if err != nil || last == "" {
+		return last, err
+	}
+	var deleted bool
+	err = a.tx.row(`SELECT EXISTS (SELECT 1 FROM tidemark_tombstones WHERE tableName = ? AND clientId = ? AND survivor = '')`, a.p.t.Name, last).Scan(&deleted)
+	if err != nil || !deleted {
+		return last, err
+	}
+	return "", nil
+}
+
 // againstTombstone settles a document of a row that was deleted here. done is
 // false when the document should go on as a new row.
 func (a *applier) againstTombstone(d *messages.Document) (out outcome, done bool, err error) {
@@ -167,6 +181,11 @@ func (a *applier) againstTombstone(d *messages.Document) (out outcome, done bool
 	}
 	if d.Deleted {
 		return applied, true, a.tombstone(d)
+	}
+	if survivor != "" {
+		if survivor, err = a.outlives(d.ID); err != nil {
+			return 0, true, err
+		}
 	}
 	if survivor != "" { // merged into another row: it never comes back
 		if err := a.leave(d); err != nil {

@@ -3,6 +3,7 @@ package persistence
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/tidemark-sync/tidemark/messages"
@@ -388,6 +389,8 @@ func (s *settler) undelete(fetched []messages.Document, deletesDone bool) error 
 	}
 	for progress := true; progress; {
 		progress = false
+		open := map[docKey][]docKey{} // who waits for others that are to come back, or for itself
+		docs := map[docKey]messages.Document{}
 		for i := range fetched {
 			d := fetched[i]
 			p := s.byName[d.Table]
@@ -404,7 +407,7 @@ func (s *settler) undelete(fetched []messages.Document, deletesDone bool) error 
 			if a.rows[d.ID] != nil || !wanted[docKey{d.Table, d.ID}] {
 				continue
 			}
-			tombstone, wasDeleted := d, d.Deleted
+			tombstone := d
 			d.Deleted = false
 			s.at = docKey{d.Table, d.ID}
 			out := dead
@@ -419,13 +422,19 @@ func (s *settler) undelete(fetched []messages.Document, deletesDone bool) error 
 				if err != nil {
 					return err
 				}
-				for _, m := range ms {
+				for n, m := range ms {
 					progress = progress || !wanted[m]
 					wanted[m] = true
 					if err := s.want(m); err != nil {
 						return err
 					}
+					if survivor, err := s.tx.survivor(m.table, m.id); err != nil {
+						return err
+					} else if survivor != "" {
+						ms[n].id = survivor
+					}
 				}
+				open[s.at], docs[s.at] = ms, tombstone
 				continue
 			}
 			if out == collides && !deletesDone {
@@ -452,19 +461,61 @@ func (s *settler) undelete(fetched []messages.Document, deletesDone bool) error 
 				continue
 			}
 			progress = true
-			if wasDeleted {
-				if err := s.tx.exec(`UPDATE `+p.name+` SET isDirty = 1, updatedOn = ?, updatedBy = ? WHERE clientId = ?`, d.UpdatedOn+1, a.me, d.ID); err != nil {
-					return err
-				}
-				a.rows[d.ID].dirty = true
-				if err := s.revived(&tombstone); err != nil {
-					return err
-				}
+			if err := s.back(a, &tombstone); err != nil {
+				return err
 			}
 			if err := a.file(&d, applied); err != nil {
 				return err
 			}
 		}
+		if !progress {
+			if progress, err = s.backTogether(open, docs, deletesDone); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
+}
+
+// back makes a row that is here again an edit, where it was deleted on the server.
+func (s *settler) back(a *applier, d *messages.Document) error {
+	r := a.rows[d.ID]
+	if !d.Deleted || r == nil { // it was merged
+		return nil
+	}
+	if err := s.tx.exec(`UPDATE `+a.p.name+` SET isDirty = 1, updatedOn = ?, updatedBy = ? WHERE clientId = ?`, d.UpdatedOn+1, a.me, d.ID); err != nil {
+		return err
+	}
+	r.dirty = true
+	return s.revived(d)
+}
+
+// backTogether brings rows back that refer to each other, or to themselves.
+func (s *settler) backTogether(needs map[docKey][]docKey, docs map[docKey]messages.Document, decide bool) (bool, error) {
+	if inside(needs); len(needs) == 0 {
+		return false, nil
+	}
+	alive := maps.Clone(docs)
+	for k, d := range alive {
+		d.Deleted, d.Survivor = false, ""
+		alive[k] = d
+	}
+	c := s.circle(needs, alive)
+	return s.whole(func() (bool, error) {
+		for _, k := range c.order {
+			if err := s.appliers[k.table].dropTombstone(k.id); err != nil {
+				return false, err
+			}
+		}
+		if done, err := s.together(c, decide); err != nil || !done {
+			return false, err
+		}
+		for _, k := range c.order {
+			d := docs[k]
+			if err := s.back(s.appliers[k.table], &d); err != nil {
+				return false, err
+			}
+		}
+		return true, nil
+	})
 }
