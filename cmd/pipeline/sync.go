@@ -293,6 +293,8 @@ func (a *app) tellLeft(ctx context.Context, db *database, st tidemark.Status) er
 	}
 	if left > 0 && st.ForgottenOn != nil {
 		a.wrap(4, "  - ", count(left, "change was", "changes were")+" never uploaded")
+	} else if e := st.LastError; left > 0 && e != nil && strings.Contains(e.Error, tidemark.ErrMassDelete.Error()) {
+		a.wrap(4, "  - ", count(left, "change is", "changes are")+" still to be uploaded, and no sync does it until the deletes that wait are decided: `pipeline sync` says how")
 	} else if left > 0 {
 		a.wrap(4, "  - ", count(left, "change is", "changes are")+" still to be uploaded: the next sync does it")
 	}
