@@ -209,7 +209,7 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 		if rerr == nil && len(all.Tables) == 0 {
 			return nil
 		}
-		return fmt.Errorf("%s is a database that was never synced: move it away first: %w", path, ErrUnsynced)
+		return messages.Saying(ErrUnsynced, "it is a database that was never synced: move it away first")
 	}
 	if err != nil {
 		return fmt.Errorf("look into %s: %w", path, err)
@@ -239,7 +239,7 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 			return fmt.Errorf("look into %s: %w", path, explain(err))
 		}
 		if some {
-			return fmt.Errorf("table %q of %s is excluded from sync and has rows, which would be lost: move the file away first: %w", t.Name, path, ErrUnsynced)
+			return messages.Saying(ErrUnsynced, "its table %q is excluded from sync and has rows, which would be lost: move the file away first", t.Name)
 		}
 	}
 	if dirty += n; dirty == 0 {
@@ -251,11 +251,11 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 	}
 	switch {
 	case held >= dirty:
-		return fmt.Errorf("%s has changes that the server does not take (%d): `pipeline failed` lists them, with what helps; or move it away: %w", path, dirty, ErrUnsynced)
+		return messages.Saying(ErrUnsynced, "it has changes that the server does not take (%d): `pipeline failed` lists them, with what helps; or move it away", dirty)
 	case held > 0:
-		return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away; the server did not take %d of them, see `pipeline failed`: %w", path, dirty, held, ErrUnsynced)
+		return messages.Saying(ErrUnsynced, "it has changes that were not uploaded (%d): sync it first, or move it away; the server did not take %d of them, see `pipeline failed`", dirty, held)
 	}
-	return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away: %w", path, dirty, ErrUnsynced)
+	return messages.Saying(ErrUnsynced, "it has changes that were not uploaded (%d): sync it first, or move it away", dirty)
 }
 
 // CheckNewest fails with ErrRolledBack when the file at path knows of a snapshot that

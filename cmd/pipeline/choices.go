@@ -106,3 +106,21 @@ func (db *database) otherObjects(ctx context.Context) ([]string, error) {
 	}
 	return out, db.failed(explain(rows.Err()))
 }
+
+// excluded lists the tables that are there and left out of sync.
+func (db *database) excluded(ctx context.Context) ([]string, error) {
+	rows, err := db.DB.DB.QueryContext(ctx, `SELECT name FROM sqlite_master WHERE type = 'table' AND lower(name) IN (SELECT lower(tableName) FROM tidemark_tables WHERE excluded = 1) ORDER BY name`)
+	if err != nil {
+		return nil, db.failed(explain(err))
+	}
+	defer rows.Close()
+	var out []string
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return nil, db.failed(explain(err))
+		}
+		out = append(out, name)
+	}
+	return out, db.failed(explain(rows.Err()))
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -131,7 +132,7 @@ ago, such as 2h or 90m.`,
 					return fmt.Errorf("%s is there, and is no SQLite database or a damaged one: move it away first, or name another file", s.db.text)
 				}
 				if errors.Is(err, tidemark.ErrUnsynced) {
-					return fmt.Errorf("%s: %w; --keep-unsynced restores all the same, and keeps the file beside", s.db.text, err)
+					return fmt.Errorf("%s: %s; --keep-unsynced restores all the same, and keeps the file beside", s.db.text, strings.TrimPrefix(err.Error(), "restore: "))
 				}
 				return fmt.Errorf("%s: %w", s.db.text, explain(err))
 			}
@@ -145,7 +146,7 @@ ago, such as 2h or 90m.`,
 				a.out.printf("\nThe file that was there is kept as\n  %s\n", plain(r.Kept))
 			}
 			if r.Unsynced {
-				a.out.printf("It has rows that no other device has, and is still a device: sync it once, and\nthey are everywhere. Then remove it.\n")
+				a.tellOnlyThere(ctx, r.Kept)
 			}
 			if r.ConflictsLeft > 0 {
 				a.out.printf("It has %s of another scope, and nothing else has them:\npipeline conflicts --db shows them.\n", count(r.ConflictsLeft, "conflict", "conflicts"))
@@ -157,6 +158,32 @@ ago, such as 2h or 90m.`,
 	cmd.Flags().StringVar(&at, "at", "", "an older snapshot: its `GENERATION`, a moment, or a time ago")
 	cmd.Flags().BoolVar(&keep, "keep-unsynced", false, "keep a file with rows that were never uploaded beside, instead of refusing")
 	return cmd
+}
+
+// tellOnlyThere says what to do about the rows of a file that was kept for them.
+func (a *app) tellOnlyThere(ctx context.Context, kept string) {
+	db, err := a.openDatabase(ctx, setting{text: kept})
+	if err == nil {
+		defer db.Close()
+		err = db.attached(ctx)
+	}
+	if errors.Is(err, tidemark.ErrNotAttached) {
+		a.out.printf("It was never attached, and is no device. Its rows may be in the snapshot already:\nattached and synced, they would be there twice. Copy by SQL what is missing.\n")
+		return
+	}
+	var excluded []string
+	if err == nil {
+		excluded, err = db.excluded(ctx)
+	}
+	if err != nil { // it is kept, and nothing else was asked
+		a.out.printf("It has rows that no other device has.\n")
+		return
+	}
+	if len(excluded) == 0 {
+		a.out.printf("It has rows that no other device has, and is still a device: sync it once, and\nthey are everywhere. Then remove it.\n")
+		return
+	}
+	a.wrap(0, "", "It has rows that no other device has, and is still a device: sync it once, and all are everywhere but those of its excluded tables ("+strings.Join(excluded, ", ")+"). Copy those by SQL before you remove it.")
 }
 
 // resumed says why a restore has downloaded less than the snapshot is.
