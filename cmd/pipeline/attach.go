@@ -23,8 +23,14 @@ writes. All rows are marked dirty: the next sync uploads them.
 
 It is done as a whole or not at all, and doing it again does only what is new.
 Your own columns and rows stay as they are. Who wins when two devices change a
-row can be said for each table under policies in tidemark.yaml. What is excluded
-stays out, also when nothing excludes it any more, until --include names it.`,
+row can be said for each table under policies in tidemark.yaml.
+
+Attach the file once. Other devices restore, or start with the same tables and
+no rows: rows that two files had before are different rows.
+
+What is excluded stays out, also when nothing excludes it any more, until
+--include names it. Excluded tables are not synced, but they are in the
+snapshots, and on every device restored from one.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.settings(cmd)
@@ -108,6 +114,9 @@ func (a *app) tellAttached(s settings, d tidemark.Attached, c choices, others []
 	}
 	if len(d.Tables) > 0 {
 		a.wrap(18, "  policies", c.inForce())
+	}
+	if len(d.New) > 0 && d.Rows > 0 && !reset {
+		a.out.printf("\nThe rows that were there are this file's. Attach no other copy of them, or they\nare there twice: other devices restore, or start without rows.\n")
 	}
 	if len(d.Dangling) > 0 {
 		a.out.printf("\nReferences to rows that do not exist; such rows stay here and are not uploaded:\n")

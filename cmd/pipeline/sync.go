@@ -28,7 +28,8 @@ this device is Big Brother. Rows that can never be synced are set aside, with
 the reason, and stop nobody. After an error the next sync goes on from there.
 
 A download that would delete more than half of a table, and more than 100 rows,
-stops and asks; --allow-deletes lets it, once.
+stops and asks; --allow-deletes lets it, once. The error says how to bring the
+rows back instead.
 
 Exit code 0: the cycle came to its end. 1: it did not.`,
 		Args: noArguments,
