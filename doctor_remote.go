@@ -247,7 +247,7 @@ func (d *doctor) uploads(lost int, rule, known bool, err error) {
 // snapshot looks whether all that the newest one is made of is there and can be opened.
 func (d *doctor) snapshot() {
 	m, _, err := stages.ReadManifest(d.ctx, d.store, &messages.StoreUse{})
-	if errors.Is(err, messages.ErrNotFound) {
+	if noneYet(err) {
 		if known := d.health.Generation; known != "" {
 			d.warn("snapshot", "run `pipeline sync --full`: on a device that is in step it makes a new one. It is billed a read for each document; without --full only a store that is another one gets it",
 				"there is none, and this device knows of %s: the store was emptied, or is another one", known)

@@ -20,6 +20,9 @@ var (
 	ErrUnauthorized = errors.New("unauthorized")
 	// ErrNotFound: the named thing (object, project, bucket) does not exist.
 	ErrNotFound = errors.New("not found")
+	// ErrNoStore: where snapshots were to be there is nothing that could hold one, such as
+	// a bucket. It is ErrNotFound.
+	ErrNoStore = Saying(ErrNotFound, "there is no such store")
 	// ErrForgotten: this device, or the whole scope, was forgotten. It is ErrNotFound.
 	ErrForgotten = Saying(ErrNotFound, "forgotten")
 	// ErrOtherScope: the database, or the snapshots in a store, belong to another remote.
