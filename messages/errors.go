@@ -3,6 +3,7 @@ package messages
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -42,6 +43,22 @@ func (s saying) Unwrap() []error { return []error{s.sentence, s.class} }
 // Saying is an error of a class that says what the format says, and no word more.
 func Saying(class error, format string, args ...any) error {
 	return saying{fmt.Errorf(format, args...), class}
+}
+
+// OtherScope is ErrOtherScope with both, for people: a folder's scope is only an id.
+func OtherScope(was, is string) error {
+	const folder = "file:"
+	a, b := was, is
+	if strings.HasPrefix(was, folder) {
+		a = "a folder"
+	}
+	if strings.HasPrefix(is, folder) {
+		b = "a folder"
+	}
+	if a == b {
+		b = "another one"
+	}
+	return fmt.Errorf("%w: %s, and this is %s", ErrOtherScope, a, b)
 }
 
 // ErrSignedOut is ErrUnauthorized because nobody is signed in any more: a token source

@@ -72,7 +72,7 @@ func (r Restoration) Acceptable() error {
 	case !s.Encrypted && r.Encryption != nil:
 		return fmt.Errorf("snapshot %s: %w", s.Generation, ErrNotEncrypted)
 	case r.Scope != "" && s.Scope != "" && r.Scope != s.Scope:
-		return fmt.Errorf("snapshot %s: %w: %s, and this is %s: check the store's URL", s.Generation, ErrOtherScope, s.Scope, r.Scope)
+		return fmt.Errorf("snapshot %s: %w: check the store's URL", s.Generation, messages.OtherScope(s.Scope, r.Scope))
 	}
 	return nil
 }
@@ -328,7 +328,7 @@ func (r Restoration) inspect(ctx context.Context, tmp, over string) (in Installe
 	case snap.Format >= 2 && scope != snap.Scope:
 		return in, fmt.Errorf("snapshot %s holds a database of another scope than it says: %w", snap.Generation, ErrDamaged)
 	case r.Scope != "" && scope != "" && scope != r.Scope:
-		return in, fmt.Errorf("snapshot %s: %w: %s, and this is %s: check the store's URL", snap.Generation, ErrOtherScope, scope, r.Scope)
+		return in, fmt.Errorf("snapshot %s: %w: check the store's URL", snap.Generation, messages.OtherScope(scope, r.Scope))
 	case over == "":
 		return in, nil
 	}
