@@ -102,7 +102,7 @@ func hints(err error) []string {
 	case errors.Is(err, tidemark.ErrSignedOut):
 		return []string{"Nothing is lost: edits wait in the database until the user signs in again."}
 	case errors.Is(err, tidemark.ErrWrongKey):
-		return []string{"Give the key that the snapshot was made with: --key-file may be repeated, the newest first."}
+		return []string{"Give the key that the snapshot was made with: TIDEMARK_PASSPHRASE, or --key-file, which may be repeated, the newest first."}
 	case errors.Is(err, tidemark.ErrUnavailable):
 		return []string{"The server did not answer as it should: check network, URL and server."}
 	case failedDisk(err):
