@@ -185,7 +185,10 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 	st, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) {
 		if _, err := os.Stat(filepath.Dir(path)); err != nil {
-			return fmt.Errorf("the folder of %s: %w: create it first", path, err)
+			if errors.Is(err, os.ErrNotExist) {
+				return messages.Saying(err, "there is no folder %s: create it first", filepath.Dir(path))
+			}
+			return fmt.Errorf("the folder of %s: %w", path, err)
 		}
 		return nil
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -59,6 +60,10 @@ snapshots, and on every device restored from one.`,
 			for _, t := range sortedKeys(s.policies) {
 				tables = append(tables, tidemark.Table{Name: t, Policy: s.policies[t]})
 			}
+			was, err := db.excluded(ctx)
+			if err != nil && !strings.Contains(err.Error(), "no such table") { // never attached
+				return err
+			}
 			a.progress.begin("attaching "+s.db.text, nil)
 			done, err := tidemark.Attach(ctx, db.DB, tables...)
 			a.progress.end()
@@ -77,6 +82,11 @@ snapshots, and on every device restored from one.`,
 			others, err := db.otherObjects(ctx)
 			if err != nil {
 				return err
+			}
+			for _, t := range include {
+				if !slices.ContainsFunc(was, func(x string) bool { return strings.EqualFold(x, t) }) {
+					done.Warnings = append(done.Warnings, "table "+strconv.Quote(t)+" was not excluded: --include only takes back what was")
+				}
 			}
 			a.tellAttached(s, done, now, others, reset)
 			return nil

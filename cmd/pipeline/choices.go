@@ -61,7 +61,7 @@ func (c choices) unheeded(s settings) string {
 	for _, t := range sortedKeys(s.policies) {
 		for name, p := range c {
 			if strings.EqualFold(name, t) && p != s.policies[t] {
-				parts = append(parts, fmt.Sprintf("%s for table %s, where it is %s", s.policies[t], name, p))
+				parts = append(parts, fmt.Sprintf("for %s for table %s, where it is %s", s.policies[t], name, p))
 			}
 		}
 	}
@@ -75,7 +75,7 @@ func (c choices) unheeded(s settings) string {
 	if len(parts) == 0 {
 		return ""
 	}
-	return "the settings ask for " + strings.Join(parts, ", and ") + ": `pipeline attach` does it"
+	return "the settings ask " + strings.Join(parts, ", and ") + ": `pipeline attach` does it"
 }
 
 // inhabited fails when the application has made no table yet.

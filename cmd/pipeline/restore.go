@@ -134,7 +134,7 @@ ago, such as 2h or 90m.`,
 				if errors.Is(err, tidemark.ErrUnsynced) {
 					return fmt.Errorf("%s: %s; --keep-unsynced restores all the same, and keeps the file beside", s.db.text, strings.TrimPrefix(err.Error(), "restore: "))
 				}
-				return fmt.Errorf("%s: %w", s.db.text, explain(err))
+				return fmt.Errorf("%s: %w", s.db.text, unnamed(at, explain(err)))
 			}
 			a.out.printf("%s is restored: %s, from a snapshot of %s.\n\n  snapshot  %s, %s\n  device    %s, new\n",
 				plain(s.db.text), size(r.Bytes), size(r.StoredBytes), plain(r.Generation), encrypted(r.Encrypted), plain(r.DeviceID))
@@ -192,6 +192,14 @@ func resumed(r tidemark.Restored) string {
 		return "; the rest was here already"
 	}
 	return ""
+}
+
+// unnamed adds to the error of an --at that was taken for a name how a time is written.
+func unnamed(at string, err error) error {
+	if at == "" || !strings.Contains(err.Error(), "there is no snapshot of generation") {
+		return err
+	}
+	return fmt.Errorf("%w; a moment is written 2026-03-01T12:00:00Z, and a time ago 2h", err)
 }
 
 // parseAt tells a moment and a time ago from the name of a generation.
