@@ -260,7 +260,14 @@ func (d *doctor) sync() {
 		d.failed("bookkeeping", err)
 		return
 	}
+	failure, failed, err := local.LastFailure(d.ctx)
+	if err != nil {
+		d.failed("bookkeeping", err)
+		return
+	}
 	switch age := time.Since(time.UnixMilli(on)); {
+	case failed:
+		d.problem("last sync", "do as it says, and run `pipeline sync` again", "the last one failed, in %s: %s", failure.Stage, failure.Error)
 	case cycle == "":
 		d.warn("last sync", "run `pipeline sync`, or `pipeline run` as a service", "no sync came to its end yet")
 	case age > 24*time.Hour && h.Dirty > 0:

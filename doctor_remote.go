@@ -21,7 +21,8 @@ func (d *doctor) server() {
 	}
 	scope := d.remote.Scope()
 	if d.exam.Scope != "" && scope != "" && d.exam.Scope != scope {
-		d.problem("scope", "correct the remote's URL, or start over with this one: `pipeline attach --reset`", "the database was synced with %s, and this is %s", d.exam.Scope, scope)
+		was, is := messages.TwoScopes(d.exam.Scope, scope)
+		d.problem("scope", "correct the remote's URL, or start over with this one: `pipeline attach --reset`", "the database was synced with %s, and this is %s", was, is)
 	}
 	asked := time.Now()
 	list, err := d.remote.Devices(d.ctx, -1)
@@ -261,6 +262,11 @@ func (d *doctor) snapshot() {
 		return
 	}
 	s := m.Current
+	if d.exam.Scope != "" && s.Scope != "" && d.exam.Scope != s.Scope {
+		theirs, ours := messages.TwoScopes(s.Scope, d.exam.Scope)
+		d.problem("snapshot", "correct the store's URL: every scope has a store of its own, and this database is not backed up here", "the snapshots in the store are of %s, and the database is of %s", theirs, ours)
+		return
+	}
 	if d.db != nil {
 		if err := persistence.KnowsOf(d.ctx, d.db.DB, s); errors.Is(err, persistence.ErrRolledBack) {
 			d.problem("snapshot", "see who may write to the store; the next snapshot of a device that is in step mends it", "the newest one, %s, is older than one that this device knows: somebody put an older manifest back", s.Generation)

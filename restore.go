@@ -30,8 +30,11 @@ type Restored struct {
 	// ConflictsLeft those of another scope, which only the kept file has.
 	Conflicts     int64 `json:"conflicts"`
 	ConflictsLeft int64 `json:"conflictsLeft,omitempty"`
-	// Unsynced: the file was kept for rows that no other device has.
-	Unsynced bool `json:"unsynced,omitempty"`
+	// Unsynced: the file was kept for rows that no other device has. NotUploaded: some of
+	// them do not go up when it is synced, because their table is excluded, because the
+	// server refuses them, or because it was never attached.
+	Unsynced    bool `json:"unsynced,omitempty"`
+	NotUploaded bool `json:"notUploaded,omitempty"`
 	// Bytes is the size of the database, StoredBytes that of the snapshot's objects. What
 	// of them was here already was not downloaded again, see Store.
 	Bytes       int64             `json:"bytes"`
@@ -86,8 +89,8 @@ func RestoreScope(scope string) RestoreOption {
 // RestoreKeepUnsynced lets a restore go on where ErrUnsynced would refuse it: the file
 // that is there is kept beside, under the name that Restored.Kept says. It stays a
 // device of its own: one Sync of it uploads its rows by the normal rules, and then it
-// may go, unless it has conflicts of another scope (Restored.ConflictsLeft): nothing else
-// has those.
+// may go, unless it has rows that no sync uploads (Restored.NotUploaded) or conflicts of
+// another scope (Restored.ConflictsLeft): nothing else has those.
 func RestoreKeepUnsynced() RestoreOption {
 	return func(s *restoreSettings) { s.keep = true }
 }
@@ -111,10 +114,10 @@ func restoring(opts []RestoreOption) (restoreSettings, persistence.Opener, error
 // lost device. It is checked first (checksum, integrity, foreign keys, version) and
 // gets an installation id of its own; until then nothing at path is touched. A file
 // there with rows that were never uploaded is refused with ErrUnsynced, and one that
-// knows a newer snapshot than the store's newest with ErrRolledBack. Its conflicts are
-// carried over; those of another scope are refused like rows. A download that was
-// cut off goes on where it was, also in another process. The next Sync
-// downloads what came after the snapshot.
+// knows a newer snapshot than the store's newest with ErrRolledBack, or is of another
+// scope with ErrOtherScope, unless a snapshot is named. Its conflicts are carried over;
+// those of another scope are refused like rows. A download that was cut off goes on where
+// it was, also in another process. The next Sync downloads what came after the snapshot.
 func Restore(ctx context.Context, path string, store SnapshotStore, opts ...RestoreOption) (Restored, error) {
 	var out Restored
 	s, open, err := restoring(opts)
@@ -156,6 +159,7 @@ func Restore(ctx context.Context, path string, store SnapshotStore, opts ...Rest
 		}
 		return out, fmt.Errorf("restore: %w", err)
 	}
+	out.NotUploaded = in.NotUploaded
 	out.DeviceID, out.Unsynced, out.Conflicts, out.ConflictsLeft = in.ID, in.Unsynced, in.Conflicts, in.ConflictsLeft
 	out.Generation, out.Bytes, out.StoredBytes, out.Encrypted = r.Snapshot.Generation, r.Snapshot.RawSize, r.Snapshot.Download(), r.Snapshot.Encrypted
 	_ = os.RemoveAll(download) // what stays is in nobody's way

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -432,39 +433,49 @@ func (p placed) Place() string { return p.place }
 // snapshot: nobody else backs its rows up.
 func TestAStoreOfAnotherScopeIsSaidEveryTimeNothingIsBackedUp(t *testing.T) {
 	t.Parallel()
-	inBubble(t, func(t *testing.T) {
-		opts := []tidemark.Option{tidemark.WithBackup(1, time.Hour, 1), tidemark.WithTakeover(0)}
-		f, other := newFleet(t, oneTable), newFleet(t, oneTable)
-		x := other.device("x", opts...)
-		x.notes(2)
-		x.sync()
-		theirs := *x.syncLater().Snapshot
-		a := f.device("a", opts...)
-		a.notes(3)
+	for name, before := range map[string]bool{"from the start": false, "after its own": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, func(t *testing.T) { anotherScopesStore(t, before) })
+		})
+	}
+}
+
+func anotherScopesStore(t *testing.T, before bool) {
+	t.Helper()
+	opts := []tidemark.Option{tidemark.WithBackup(1, time.Hour, 1), tidemark.WithTakeover(0)}
+	f, other := newFleet(t, oneTable), newFleet(t, oneTable)
+	x := other.device("x", opts...)
+	x.notes(2)
+	x.sync()
+	theirs := *x.syncLater().Snapshot
+	a := f.device("a", opts...)
+	a.notes(3)
+	if before {
 		a.sync()
-		a = f.onStore(other.store()).on(a.path, a.db, opts...)
-		quiet, made := 0, 0
-		for range 5 {
-			a.notes(1)
-			<-time.After(25 * time.Hour)
-			r := a.sync()
-			if r.Snapshot != nil {
-				made++
-			} else if len(r.Warnings) == 0 {
-				quiet++
-			}
+	}
+	a = f.onStore(other.store()).on(a.path, a.db, opts...)
+	quiet, made := 0, 0
+	for range 5 {
+		a.notes(1)
+		<-time.After(25 * time.Hour)
+		r := a.sync()
+		if r.Snapshot != nil {
+			made++
+		} else if len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], "another scope") {
+			quiet++
 		}
-		st, err := a.p.Status(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if made == 0 && quiet > 0 {
-			t.Errorf("five days of edits, no snapshot, and %d cycles without a word; status knows of snapshot %+v", quiet, st.Snapshot)
-		}
-		if st.Snapshot != nil && st.Snapshot.Generation == theirs {
-			t.Errorf("status says that this device's rows are in snapshot %s, which is another account's", theirs)
-		}
-	})
+	}
+	st, err := a.p.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if made == 0 && quiet > 0 {
+		t.Errorf("five days of edits, no snapshot, and %d cycles without a word; status knows of snapshot %+v", quiet, st.Snapshot)
+	}
+	if st.Snapshot != nil && st.Snapshot.Generation == theirs {
+		t.Errorf("status says that this device's rows are in snapshot %s, which is another account's", theirs)
+	}
 }
 
 func (d *device) syncLater() tidemark.Report {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	tidemark "github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 const (
@@ -211,6 +212,44 @@ func TestUniqueRowsInACircleThatAreSetAside(t *testing.T) {
 				if r := c.sync(d); r.Total().Uploaded != 0 || r.Total().Downloaded != 0 {
 					t.Errorf("%s is not quiet: %+v", filepath.Base(d.path), r.Tables)
 				}
+			}
+		})
+	}
+}
+
+// A new row refers to the very row that it has a unique key with, and lives on: from then
+// on it refers to itself.
+func TestARowThatIsMergedWithItsParent(t *testing.T) {
+	t.Parallel()
+	for schema, key := range map[string]string{
+		`CREATE TABLE emp (id INTEGER PRIMARY KEY, name TEXT UNIQUE, boss INTEGER REFERENCES emp (id))`:                        "id",
+		`CREATE TABLE emp (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, boss INTEGER NOT NULL REFERENCES emp (id))`: "id",
+		`CREATE TABLE emp (id TEXT, name TEXT UNIQUE, boss TEXT REFERENCES emp (name))`:                                        "name",
+	} {
+		t.Run(schema, func(t *testing.T) {
+			f := newFleet(t, schema)
+			put := func(id, boss string) {
+				f.server.Put(messages.Document{Table: "emp", ID: id, CreatedOn: 1, UpdatedOn: 1, UpdatedBy: "x", Fields: map[string]any{"name": "kim", "boss": boss}})
+			}
+			put("b", "b")
+			a, b := f.device("a"), f.device("b")
+			for _, d := range []*device{a, b} {
+				if _, err := d.p.SyncFull(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			a.exec(`INSERT INTO emp (name, boss) SELECT 'lee', boss FROM emp`)
+			rounds(1, a)
+			put("a", "b")
+			for _, d := range []*device{a, b} {
+				if _, err := d.p.SyncFull(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			rounds(2, a, b)
+			same(t, a, b)
+			if got := b.value(`SELECT group_concat(e.name || ' of ' || p.name || ' ' || (p.clientId = 'a')) FROM (SELECT * FROM emp ORDER BY name) e JOIN emp p ON p.` + key + ` = e.boss`); got != `"kim of kim 1,lee of kim 1"` {
+				t.Errorf("there is %s, letters %s", got, b.value(`SELECT group_concat(documentId || reason) FROM tidemark_dead_letters`))
 			}
 		})
 	}

@@ -80,6 +80,13 @@ func TestDoctorFindsWhatIsWrongElsewhere(t *testing.T) {
 			t.Error("the doctor changed something")
 		}
 
+		other := newFleet(t, oneTable)
+		x := other.device("x")
+		x.notes(1)
+		x.sync()
+		want(t, a.doctor(f.remote(), other.store()), "problem snapshot: the snapshots in the store are of")
+		_ = x.db.Close()
+
 		deaf := bucket.Store()
 		deaf.IgnoreConditions = true
 		want(t, a.doctor(f.remote(), deaf), "problem conditions: the store ignores the conditions of writes")
@@ -101,6 +108,23 @@ func TestDoctorFindsWhatIsWrongElsewhere(t *testing.T) {
 			t.Errorf("it still waits for a device that does not count: %s", got)
 		}
 	})
+}
+
+// A sync that the delete guard stopped is no old news.
+func TestDoctorTellsThatTheLastSyncFailed(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, oneTable)
+	a, b := f.device("a"), f.device("b", tidemark.WithDeleteGuard(0.5, 1))
+	a.notes(10)
+	rounds(1, a, b)
+	a.exec(`DELETE FROM note`)
+	a.sync()
+	if _, err := b.p.Sync(t.Context()); !errors.Is(err, tidemark.ErrMassDelete) {
+		t.Fatalf("the guard let it through: %v", err)
+	}
+	if got := b.doctor(nil, nil); !strings.Contains(got, "problem last sync: the last one failed") || !strings.Contains(got, "delete") {
+		t.Errorf("it finds %s", got)
+	}
 }
 
 // A file that opens and cannot be written fails only when it is tried.

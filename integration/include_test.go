@@ -95,3 +95,83 @@ func TestParentsThatAreTakenBack(t *testing.T) {
 		}
 	}
 }
+
+// No two devices take a table back at the same moment: in between, the one that has not yet
+// gets documents that refer to its parents by their ids.
+func TestParentsThatAreTakenBackOneDeviceAfterTheOther(t *testing.T) {
+	t.Parallel()
+	for _, key := range []string{"INTEGER", "TEXT"} {
+		for name, edit := range map[string]string{"untouched": "", "edited meanwhile": `UPDATE child SET name = 'edited'; INSERT INTO child (parent, name) VALUES (7, 'new')`} {
+			for _, when := range []string{"in step", "not synced"} {
+				t.Run(name+", "+key+", "+when, func(t *testing.T) {
+					t.Parallel()
+					f := newFleet(t, `CREATE TABLE parent (id `+key+` PRIMARY KEY, name TEXT);
+						CREATE TABLE child (id INTEGER PRIMARY KEY, parent `+key+` REFERENCES parent (id), name TEXT)`)
+					a, b := f.device("a"), f.device("b")
+					for _, d := range []*device{a, b} {
+						take(t, d, tidemark.Table{Name: "parent", Exclude: true})
+						d.exec(`INSERT INTO parent (id, name) VALUES (7, 'p')`)
+					}
+					a.exec(`INSERT INTO child (parent, name) VALUES (7, 'c')`)
+					rounds(2, a, b)
+					take(t, a, tidemark.Table{Name: "parent", Include: true})
+					rounds(1, a, b)
+					b.exec(edit)
+					if when == "in step" {
+						rounds(1, b, a)
+					}
+					take(t, b, tidemark.Table{Name: "parent", Include: true})
+					rounds(3, b, a)
+					same(t, a, b)
+					for name, d := range map[string]*device{"a": a, "b": b} {
+						if n := d.value(`SELECT count(*) FROM child WHERE parent IS NULL OR NOT EXISTS (SELECT 1 FROM parent WHERE parent.id = child.parent)`); n != "0" {
+							t.Errorf("%s: %s children have lost their parent", name, n)
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// take attaches with a choice for one table.
+func take(t *testing.T, d *device, table tidemark.Table) {
+	t.Helper()
+	if _, err := tidemark.Attach(t.Context(), d.db, table); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// While it was excluded, nothing of ours saw what the application did with the table: it
+// was rebuilt, or rows were copied with all their columns.
+func TestATableTakenBackThatChangedMeanwhile(t *testing.T) {
+	t.Parallel()
+	for kind, table := range map[string]string{
+		"numbers": `loop (id INTEGER PRIMARY KEY, name TEXT)`, "texts": `loop (id TEXT PRIMARY KEY, name TEXT)`,
+		"no rowid": `loop (id TEXT, name TEXT, PRIMARY KEY (id, name)) WITHOUT ROWID`,
+	} {
+		for what, c := range map[string]struct{ do, want string }{
+			"rebuilt": {`ALTER TABLE loop RENAME TO old_loop; CREATE TABLE ` + table + `; INSERT INTO loop SELECT id, name FROM old_loop; DROP TABLE old_loop`, "[one two]"},
+			"copied": {
+				`CREATE TEMP TABLE c AS SELECT * FROM loop; UPDATE c SET id = id + 10, name = name || ' again'; INSERT INTO loop SELECT * FROM c; DROP TABLE c`,
+				"[one one again two two again]",
+			},
+		} {
+			t.Run(what+", "+kind, func(t *testing.T) {
+				t.Parallel()
+				f := newFleet(t, `CREATE TABLE `+table)
+				a, b := f.device("a"), f.device("b")
+				a.exec(`INSERT INTO loop (id, name) VALUES (1, 'one'), (2, 'two')`)
+				rounds(2, a, b)
+				take(t, b, tidemark.Table{Name: "loop", Exclude: true})
+				b.exec(c.do)
+				take(t, b, tidemark.Table{Name: "loop", Include: true})
+				rounds(2, b, a)
+				same(t, a, b)
+				if got := names(t, a, "loop"); got != c.want {
+					t.Errorf("a has %s, want %s", got, c.want)
+				}
+			})
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -280,6 +281,33 @@ func TestRestoreSparesExcludedTables(t *testing.T) {
 	if _, err := tidemark.Restore(t.Context(), path, f.store()); err == nil {
 		got := strings1(t.Context(), t, openDB(t, path).DB, `SELECT v FROM private`)
 		t.Errorf("restore replaced a file whose table outside of sync had rows: now %v", got)
+	}
+}
+
+// A rebuilt table has lost our triggers: nobody knows what was changed in it since.
+func TestARestoreSparesRebuiltTables(t *testing.T) {
+	t.Parallel()
+	for name, edit := range map[string]string{"edited": `UPDATE note SET title = 'edited'`, "deleted": `DELETE FROM note WHERE id = 2`} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t, oneTable)
+			a := f.device("a")
+			a.notes(2)
+			a.sync()
+			schema := strings1(t.Context(), t, a.db.DB, `SELECT sql FROM sqlite_master WHERE name = 'note'`)[0]
+			a.exec(`CREATE TEMP TABLE c AS SELECT * FROM note; DROP TABLE note; ` + schema + `; INSERT INTO note SELECT * FROM c; DROP TABLE c; ` + edit)
+			before := contentsOfColumns(t, a.db.DB)
+			_ = a.db.Close()
+			if _, err := tidemark.Restore(t.Context(), a.path, f.store()); !errors.Is(err, tidemark.ErrUnsynced) {
+				t.Errorf("restored over it: %v", err)
+			}
+			if err := tidemark.Wipe(t.Context(), a.path); !errors.Is(err, tidemark.ErrUnsynced) {
+				t.Errorf("wiped: %v", err)
+			}
+			if after := contentsOfColumns(t, openDB(t, a.path).DB); !reflect.DeepEqual(before, after) {
+				t.Errorf("before %v, after %v", before, after)
+			}
+		})
 	}
 }
 

@@ -293,3 +293,29 @@ func TestKilled(t *testing.T) {
 		})
 	}
 }
+
+// A snapshot of zeros is read at once, and is written for long.
+func TestARestoreThatIsCancelledWritesNoFurther(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE note (id INTEGER PRIMARY KEY, body BLOB);`)
+	a := f.device("a")
+	for range 16 {
+		a.exec(`INSERT INTO note (body) VALUES (zeroblob(1000000))`)
+	}
+	a.sync()
+	enough := errors.New("the user pressed Ctrl-C")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	var written, all int64
+	_, err := tidemark.Restore(ctx, filepath.Join(f.dir, "b.db"), f.store(), tidemark.RestoreProgress(func(p tidemark.Phase, done, total int64) {
+		if p == tidemark.PhaseUnpack && done > 0 {
+			cancel(enough)
+			written, all = done, total
+		}
+	}))
+	if !errors.Is(err, enough) || errors.Is(err, tidemark.ErrDamaged) {
+		t.Errorf("cancelled: %v", err)
+	}
+	if written > all/2 {
+		t.Errorf("%d of %d bytes were written", written, all)
+	}
+}

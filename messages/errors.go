@@ -45,20 +45,25 @@ func Saying(class error, format string, args ...any) error {
 	return saying{fmt.Errorf(format, args...), class}
 }
 
-// OtherScope is ErrOtherScope with both, for people: a folder's scope is only an id.
-func OtherScope(was, is string) error {
+// TwoScopes names two that differ for people: a folder's is only an id.
+func TwoScopes(one, other string) (string, string) {
 	const folder = "file:"
-	a, b := was, is
-	if strings.HasPrefix(was, folder) {
-		a = "a folder"
+	if strings.HasPrefix(one, folder) {
+		one = "a folder"
 	}
-	if strings.HasPrefix(is, folder) {
-		b = "a folder"
+	if strings.HasPrefix(other, folder) {
+		other = "a folder"
 	}
-	if a == b {
-		b = "another one"
+	if one == other {
+		other = "another one"
 	}
-	return fmt.Errorf("%w: %s, and this is %s", ErrOtherScope, a, b)
+	return one, other
+}
+
+// OtherScope is ErrOtherScope with both scopes.
+func OtherScope(was, is string) error {
+	was, is = TwoScopes(was, is)
+	return fmt.Errorf("%w: %s, and this is %s", ErrOtherScope, was, is)
 }
 
 // ErrSignedOut is ErrUnauthorized because nobody is signed in any more: a token source

@@ -103,6 +103,8 @@ type BackupStanding struct {
 	// wait for Big Brother to make the next one; 0: we do not) are Unix ms by the
 	// remote's clock, as this device estimates it: its own clock may be wrong by years.
 	Now, KnownSince, DueSince int64
+	// Scope is the remote's, "" when it cannot tell.
+	Scope string
 	// Encrypts: a snapshot made here is encrypted.
 	Encrypts bool
 	// Look: whether that snapshot is in the store is to be looked up, although nothing

@@ -68,6 +68,8 @@ type Attached struct {
 	Excluded []string
 	// Rows is how many rows were marked dirty.
 	Rows int64
+	// WAL: the file had no write-ahead log, and has one from now on.
+	WAL bool
 	// Dangling are references to rows that do not exist.
 	Dangling []Dangling
 	// Warnings are sentences for the owner.
@@ -86,7 +88,8 @@ type Dangling struct {
 // fills them, and installs triggers, so that whatever any program writes from now
 // on is tracked. All existing rows become dirty. It is idempotent, and is to be
 // called again after the application migrated its schema. Either everything is done
-// or nothing; what the application declared or wrote is not changed.
+// or nothing; what the application declared or wrote is not changed. The file gets a
+// write-ahead log (journal mode WAL), so that nobody waits for a reader.
 //
 // An application's own columns that are called like tracked ones are taken over
 // when their type fits and they hold nothing that would be lost.
@@ -104,10 +107,10 @@ func Attach(ctx context.Context, db *bun.DB, opts AttachOptions) (Attached, erro
 		return Attached{}, fmt.Errorf("attach: %w", err)
 	}
 	a := &attacher{ctx: ctx, q: conn.Conn, opts: opts}
-	a.useWAL()
 	if err := a.inTransaction(a.run); err != nil {
 		return Attached{}, fmt.Errorf("attach: %w", explain(err))
 	}
+	a.useWAL() // what is refused stays as it was
 	if err := a.findDangling(); err != nil {
 		return a.out, fmt.Errorf("attach: look for dangling references: %w", explain(err))
 	}
@@ -174,15 +177,18 @@ func (a *attacher) warn(format string, args ...any) {
 // useWAL lets readers and the writer work side by side. The mode is a property of
 // the file; it cannot change inside a transaction.
 func (a *attacher) useWAL() {
-	var mode string
-	err := a.q.QueryRowContext(a.ctx, "PRAGMA journal_mode").Scan(&mode)
-	if err == nil && mode != "wal" && mode != "memory" {
+	var was, mode string
+	err := a.q.QueryRowContext(a.ctx, "PRAGMA journal_mode").Scan(&was)
+	if mode = was; err == nil && mode != "wal" && mode != "memory" {
 		err = a.q.QueryRowContext(a.ctx, "PRAGMA journal_mode = WAL").Scan(&mode)
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		a.warn("the database stays without a write-ahead log, so reads wait for writes: %v", explain(err))
-	} else if mode != "wal" && mode != "memory" {
+	case mode != "wal" && mode != "memory":
 		a.warn("the database stays in journal mode %q, so reads wait for writes", mode)
+	default:
+		a.out.WAL = mode != was
 	}
 }
 
@@ -410,7 +416,7 @@ func (a *attacher) forget() error {
 			continue
 		}
 		if _, err := a.exec(`INSERT INTO tidemark_tables (tableName, columns, excluded) VALUES (?, '[]', 1)
-			ON CONFLICT (tableName) DO UPDATE SET columns = '[]', excluded = 1`, n); err != nil {
+			ON CONFLICT (tableName) DO UPDATE SET excluded = 1`, n); err != nil {
 			return err
 		}
 	}
@@ -471,7 +477,7 @@ func (a *attacher) prepareColumns(t *Table, known, fresh bool) (rebuilt bool, er
 		if _, ok := t.tracked[fold(c.name)]; ok {
 			continue
 		}
-		rebuilt = !fresh
+		rebuilt = known && len(a.stored[t.Name].columns) > 0 // also while it was excluded
 		if _, err := a.exec("ALTER TABLE " + quote(t.Name) + " ADD COLUMN " + quote(c.name) + " " + c.declaration); err != nil {
 			return false, err
 		}
@@ -481,10 +487,12 @@ func (a *attacher) prepareColumns(t *Table, known, fresh bool) (rebuilt bool, er
 	if !fresh && !a.hadTriggers[t.Name] {
 		rebuilt = true
 	}
-	if !known && hadClientID {
-		err = a.suspended(t, func() error {
-			return a.all("UPDATE " + quote(t.Name) + " SET clientId = NULL WHERE clientId IS NOT NULL")
-		})
+	switch forget := "UPDATE " + quote(t.Name) + " SET clientId = NULL WHERE "; {
+	case !hadClientID:
+	case !known:
+		err = a.suspended(t, func() error { return a.all(forget + "clientId IS NOT NULL") })
+	case fresh || rebuilt: // it was copied together with the row, unseen by our triggers
+		err = a.suspended(t, func() error { return a.all(forget + t.copies()) })
 	}
 	return rebuilt, err
 }

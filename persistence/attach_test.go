@@ -82,8 +82,8 @@ func TestAttachDifficultSchema(t *testing.T) {
 	if got := queryStrings(t, db, `SELECT tableName FROM tidemark_DownloadedTracker WHERE downloadedTill IS NULL`); len(got) != 13 {
 		t.Errorf("to be read whole: %q", got)
 	}
-	if got := queryStrings(t, db, "PRAGMA journal_mode"); got[0] != "wal" {
-		t.Errorf("journal mode %q", got)
+	if got := queryStrings(t, db, "PRAGMA journal_mode"); got[0] != "wal" || !out.WAL {
+		t.Errorf("journal mode %q, changed: %v", got, out.WAL)
 	}
 	if got := queryStrings(t, db, `SELECT count(*) FROM note_search WHERE note_search MATCH 'fox'`); got[0] != "1" {
 		t.Errorf("the search index finds %s notes", got)
@@ -297,6 +297,9 @@ func TestAttachRefusesAndChangesNothing(t *testing.T) {
 			mustExec(t, db, `CREATE TABLE another (x); INSERT INTO another VALUES (1)`, c.ddl)
 			before, data := ddl(t, db), contents(t, db)
 			_, err := Attach(t.Context(), db, AttachOptions{})
+			if got := queryStrings(t, db, "PRAGMA journal_mode"); got[0] != "delete" {
+				t.Errorf("journal mode %q", got)
+			}
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "exclude") {
 				t.Errorf("error %v", err)
 			}

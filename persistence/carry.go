@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"os"
 
 	"github.com/tidemark-sync/tidemark/messages"
@@ -61,28 +62,35 @@ func (r Restoration) carry(ctx context.Context, db *sql.DB, path string) (added,
 	}()
 	// To find those that the snapshot has already; it goes with the transaction's end.
 	const index = `tidemark_carried`
-	if _, err := tx.ExecContext(ctx, `CREATE INDEX `+index+` ON tidemark_conflicts (detectedOn, documentId)`); err != nil {
+	if _, err := tx.ExecContext(ctx, `CREATE INDEX `+index+` ON tidemark_conflicts (detectedOn, tableName)`); err != nil {
 		return 0, 0, err
 	}
-	err = eachRow(ctx, old, `SELECT tableName, documentId, winner, reason, localVersion, serverVersion, detectedOn, `+restoredOn+` FROM tidemark_conflicts ORDER BY id`, func(scan func(...any) error) error {
+	ids := map[int64]int64{} // there and here
+	err = eachRow(ctx, old, `SELECT tableName, documentId, winner, reason, localVersion, serverVersion, detectedOn, `+restoredOn+`, id FROM tidemark_conflicts ORDER BY id`, func(scan func(...any) error) error {
 		c := make([]any, 8)
-		dest := make([]any, len(c))
+		dest := make([]any, len(c), len(c)+1)
 		for i := range c {
 			dest[i] = &c[i]
 		}
-		if err := scan(dest...); err != nil {
+		var was, is int64
+		if err := scan(append(dest, &was)...); err != nil {
 			return err
 		}
-		res, err := tx.ExecContext(ctx, `UPDATE tidemark_conflicts SET restoredOn = coalesce(restoredOn, ?8) WHERE detectedOn = ?7 AND documentId = ?2 AND tableName = ?1
-			AND winner = ?3 AND reason = ?4 AND localVersion IS ?5 AND serverVersion IS ?6`, c...)
-		if err != nil {
-			return err
+		c[3] = renamed(c[3], ids)
+		// The versions say which document they are of; documentId may be another one since
+		// it was restored.
+		has, err := found(tx.QueryRowContext(ctx, `SELECT id FROM tidemark_conflicts WHERE detectedOn = ?5 AND tableName = ?1
+			AND winner = ?2 AND reason = ?3 AND localVersion IS ?4 AND serverVersion IS ?6`, c[0], c[2], c[3], c[4], c[6], c[5]).Scan(&is))
+		if err == nil && has {
+			_, err = tx.ExecContext(ctx, `UPDATE tidemark_conflicts SET restoredOn = ?1, documentId = ?2 WHERE id = ?3 AND restoredOn IS NULL AND ?1 IS NOT NULL`, c[7], c[1], is)
+		} else if err == nil {
+			added++
+			var res sql.Result
+			if res, err = tx.ExecContext(ctx, `INSERT INTO tidemark_conflicts (tableName, documentId, winner, reason, localVersion, serverVersion, detectedOn, restoredOn) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`, c...); err == nil {
+				is, err = res.LastInsertId()
+			}
 		}
-		if n, err := res.RowsAffected(); err != nil || n > 0 {
-			return err
-		}
-		added++
-		_, err = tx.ExecContext(ctx, `INSERT INTO tidemark_conflicts (tableName, documentId, winner, reason, localVersion, serverVersion, detectedOn, restoredOn) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`, c...)
+		ids[was] = is
 		return err
 	})
 	if err != nil {
@@ -92,4 +100,21 @@ func (r Restoration) carry(ctx context.Context, db *sql.DB, path string) (added,
 		return 0, 0, err
 	}
 	return added, 0, tx.Commit()
+}
+
+// restoredReason is that of winnerRestored, with the number of the conflict.
+const restoredReason = "what was there before conflict %d was restored"
+
+// renamed is a reason that names a conflict by its number, with the number it has here.
+func renamed(reason any, ids map[int64]int64) any {
+	var was int64
+	if s, ok := reason.(string); ok {
+		if n, _ := fmt.Sscanf(s, restoredReason, &was); n == 1 {
+			if is, ok := ids[was]; ok {
+				return fmt.Sprintf(restoredReason, is)
+			}
+			return "what was there before a conflict was restored that is discarded"
+		}
+	}
+	return reason
 }

@@ -295,6 +295,33 @@ func (s *settler) reserve(c *circle) error {
 	return nil
 }
 
+// itself promises a new row its own key where it refers to a row that has been merged into
+// it, and returns the document with that key.
+func (s *settler) itself(a *applier, d *messages.Document) (*messages.Document, error) {
+	k := docKey{a.p.t.Name, d.ID}
+	for i := range a.p.refs {
+		r := &a.p.refs[i]
+		id, ok := d.Fields[r.field].(string)
+		if _, promised := s.tx.promised[r.cacheKey(d.ID)]; !ok || r.parent != a.p.t || promised || a.rows[d.ID] != nil {
+			continue
+		}
+		survivor, err := s.tx.survivor(k.table, id)
+		if err != nil {
+			return nil, err
+		}
+		if survivor == d.ID {
+			c := s.circle(map[docKey][]docKey{k: nil}, map[docKey]messages.Document{k: *d})
+			if err := s.reserve(c); err != nil {
+				return nil, err
+			}
+			a.taken = map[int64]bool{} // the number is its own by now
+			own := c.docs[k]
+			return &own, nil
+		}
+	}
+	return d, nil
+}
+
 // unpromise: from now on a row of a circle is looked up like any other.
 func (s *settler) unpromise(p *plan, id string) {
 	if len(s.tx.promised) == 0 {

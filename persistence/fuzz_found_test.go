@@ -113,6 +113,17 @@ func TestATriggerThatKeepsARow(t *testing.T) {
 	}
 }
 
+// The application drops its only trigger in the middle of a cycle: ours still hold what we
+// do not announce.
+func TestATriggerThatIsDroppedMeanwhile(t *testing.T) {
+	db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY, v); CREATE TABLE log (v); CREATE TRIGGER watch AFTER INSERT ON t BEGIN INSERT INTO log (v) VALUES (NEW.v); END`, AttachOptions{})
+	arrive(t, l, "t", messages.Document{ID: "a"}, messages.Document{ID: "b"})
+	mustExec(t, db, `DROP TRIGGER watch`)
+	arrive(t, l, "t", messages.Document{ID: "a", UpdateTime: 8, Deleted: true}, messages.Document{ID: "c", UpdateTime: 9})
+	wants(t, db, `SELECT clientId FROM t ORDER BY 1`, "b", "c")
+	wants(t, db, lettersOf)
+}
+
 func TestTheGreatestNumber(t *testing.T) {
 	for _, key := range []string{"AUTOINCREMENT", ""} {
 		db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY `+key+`, v REFERENCES t (id))`, AttachOptions{})

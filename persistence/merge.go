@@ -167,7 +167,15 @@ func (s *settler) merge(a *applier, d *messages.Document) (again bool, err error
 		}
 		s.wait(orphans, docKey{a.p.t.Name, d.ID})
 	}
-	if done, err := s.retry(a, d); err != nil || !done {
+	row, err := s.itself(a, d)
+	if err != nil {
+		return false, err
+	}
+	done, err := s.retry(a, row)
+	if row != d {
+		s.unpromise(a.p, d.ID)
+	}
+	if err != nil || !done {
 		return !done, err
 	}
 	if a.rows[d.ID] == nil {

@@ -158,6 +158,75 @@ func notDefault(c Column) string {
 	return quote(c.Name) + " IS NOT (" + d + ")"
 }
 
+// copies selects rows that have the clientId of another one before them.
+func (t *Table) copies() string {
+	var key []string
+	for _, c := range t.key() {
+		key = append(key, t.name(c))
+	}
+	k := strings.Join(key, ", ")
+	return "(" + k + ") IN (SELECT " + k + " FROM (SELECT " + k + ", row_number() OVER (PARTITION BY clientId ORDER BY " + k + ") AS tidemark_copy FROM " + quote(t.Name) +
+		" WHERE clientId IS NOT NULL) WHERE tidemark_copy > 1)"
+}
+
+// refer gives rows the local keys of their parents, whose table was taken back and has been
+// read: while it was excluded here, and no more elsewhere, documents brought their ids.
+func (s *settler) refer() error {
+	for _, p := range s.plans {
+		for i := range p.refs {
+			r := &p.refs[i]
+			var back bool
+			if err := s.tx.row(`SELECT EXISTS (SELECT 1 FROM tidemark_DownloadedTracker WHERE tableName = ? AND downloadedTill IS NULL)`, r.parent.Name).Scan(&back); err != nil {
+				return err
+			}
+			if back && len(r.cols) == 1 { // of several, each has its value
+				if err := s.referTo(p, r); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (s *settler) referTo(p *plan, r *ref) error {
+	a, err := s.applier(p)
+	if err != nil {
+		return err
+	}
+	column := quote(r.fk.Columns[0])
+	parents := map[string]string{}
+	if err := s.tx.each("SELECT clientId, +"+column+" FROM "+p.name+" AS c WHERE isDirty = 1 AND clientId IS NOT NULL AND typeof("+column+") = 'text' AND NOT EXISTS (SELECT 1 FROM "+
+		quote(r.parent.Name)+" AS p WHERE p."+quote(r.fk.ParentColumns[0])+" = c."+column+")", nil, func(scan func(...any) error) error {
+		var id, parent string
+		err := scan(&id, &parent)
+		parents[id] = parent
+		return err
+	}); err != nil {
+		return err
+	}
+	for id, parent := range parents {
+		key, err := a.parentKey(r, parent)
+		if err != nil {
+			return err
+		}
+		if key == nil {
+			continue
+		}
+		before, err := a.naturalKeys(id)
+		if err != nil {
+			return err
+		}
+		if err := s.tx.exec("UPDATE OR IGNORE "+p.name+" SET "+column+" = ? WHERE clientId = ?", key[0], id); err != nil {
+			return err
+		}
+		if err := a.follow(id, before); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // adoptChildren makes rows dirty whose parents' table is taken back: while it was excluded,
 // their documents got its bare keys.
 func (a *attacher) adoptChildren() error {

@@ -17,6 +17,8 @@ import (
 var (
 	// ErrUnsynced: the destination holds rows that no other device has.
 	ErrUnsynced = errors.New("there are rows that were never synced")
+	// errNotUploaded is ErrUnsynced of a file that has rows which no sync of it uploads.
+	errNotUploaded = fmt.Errorf("%w", ErrUnsynced)
 	// ErrDamaged: the snapshot is not what its maker uploaded.
 	ErrDamaged = messages.ErrDamaged
 	// ErrRolledBack: the newest snapshot in the store is older than one that the file
@@ -84,7 +86,7 @@ func (r Restoration) Install(ctx context.Context, path string) (in Installed, er
 	if err := r.Acceptable(); err != nil {
 		return in, err
 	}
-	if _, err := r.destination(ctx, path); err != nil {
+	if _, _, err := r.destination(ctx, path); err != nil {
 		return in, err
 	}
 	dir, err := tempBeside(path)
@@ -104,15 +106,14 @@ func (r Restoration) Install(ctx context.Context, path string) (in Installed, er
 	if err := syncFile(tmp); err != nil {
 		return in, fmt.Errorf("write the restored file: %w", explain(err))
 	}
-	kept, err := r.destination(ctx, path) // somebody may have written meanwhile
-	if err != nil {
+	if in.Unsynced, in.NotUploaded, err = r.destination(ctx, path); err != nil { // somebody may have written meanwhile
 		return in, err
 	}
 	// The old file's journal would be replayed into the new one.
 	if err := retire(ctx, path, r.Open); err != nil {
 		return in, err
 	}
-	if in.Unsynced = kept; kept || in.ConflictsLeft > 0 {
+	if in.Unsynced || in.ConflictsLeft > 0 {
 		if err := keep(path, r.Keep); err != nil {
 			return in, err
 		}
@@ -130,20 +131,22 @@ type Installed struct {
 	// ID is the new installation id, Kept the name of the file that was there, if it was
 	// kept.
 	ID, Kept string
-	// Unsynced: it was kept for rows that no other device has.
-	Unsynced bool
+	// Unsynced: it was kept for rows that no other device has. NotUploaded: some of them do
+	// not go up when it is synced.
+	Unsynced, NotUploaded bool
 	// Conflicts counts those of that file that were carried over, ConflictsLeft those that
 	// are of another scope and stay in it.
 	Conflicts, ConflictsLeft int64
 }
 
-// destination reports whether the file at path has to be kept.
-func (r Restoration) destination(ctx context.Context, path string) (bool, error) {
-	err := CheckDestination(ctx, path, r.Open)
+// destination reports whether the file at path has to be kept, and whether it has rows
+// that no sync of it uploads.
+func (r Restoration) destination(ctx context.Context, path string) (keep, notUploaded bool, err error) {
+	err = CheckDestination(ctx, path, r.Open)
 	if r.Keep != "" && errors.Is(err, ErrUnsynced) {
-		return true, nil
+		return true, errors.Is(err, errNotUploaded), nil
 	}
-	return false, err
+	return false, false, err
 }
 
 // keep gives a file a second name: at every moment one of them is there.
@@ -206,13 +209,16 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 		return fmt.Errorf("open %s: %w", path, explain(err))
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
+	if table := rebuiltTable(ctx, db); table != "" {
+		return messages.Saying(ErrUnsynced, "its table %q was rebuilt, and what was changed in it since is not known: sync the file first, or move it away", table)
+	}
 	schema, err := LoadSchema(ctx, db)
 	if errors.Is(err, ErrNotAttached) {
 		all, rerr := Reflect(ctx, db)
 		if rerr == nil && len(all.Tables) == 0 {
 			return nil
 		}
-		return messages.Saying(ErrUnsynced, "it is a database that was never synced: move it away first")
+		return messages.Saying(errNotUploaded, "it is a database that was never synced: move it away first")
 	}
 	if err != nil {
 		return fmt.Errorf("look into %s: %w", path, err)
@@ -242,7 +248,7 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 			return fmt.Errorf("look into %s: %w", path, explain(err))
 		}
 		if some {
-			return messages.Saying(ErrUnsynced, "its table %q is excluded from sync and has rows, which would be lost: move the file away first", t.Name)
+			return messages.Saying(errNotUploaded, "its table %q is excluded from sync and has rows, which would be lost: move the file away first", t.Name)
 		}
 	}
 	if dirty += n; dirty == 0 {
@@ -254,15 +260,25 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 	}
 	switch {
 	case held >= dirty:
-		return messages.Saying(ErrUnsynced, "it has changes that the server does not take (%d): `pipeline failed` lists them, with what helps; or move it away", dirty)
+		return messages.Saying(errNotUploaded, "it has changes that the server does not take (%d): `pipeline failed` lists them, with what helps; or move it away", dirty)
 	case held > 0:
-		return messages.Saying(ErrUnsynced, "it has changes that were not uploaded (%d): sync it first, or move it away; the server did not take %d of them, see `pipeline failed`", dirty, held)
+		return messages.Saying(errNotUploaded, "it has changes that were not uploaded (%d): sync it first, or move it away; the server did not take %d of them, see `pipeline failed`", dirty, held)
 	}
 	return messages.Saying(ErrUnsynced, "it has changes that were not uploaded (%d): sync it first, or move it away", dirty)
 }
 
+// rebuiltTable names an attached table that has lost our triggers, "" when there is none.
+func rebuiltTable(ctx context.Context, db queryer) string {
+	var table string
+	_ = db.QueryRowContext(ctx, `SELECT t.tableName FROM tidemark_tables AS t JOIN sqlite_master AS m ON m.type = 'table' AND m.name = t.tableName WHERE t.excluded = 0
+		AND NOT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = t.tableName COLLATE NOCASE AND name LIKE 'tidemark\_%' ESCAPE '\')`).
+		Scan(&table) // none, or it was never attached, which others say
+	return table
+}
+
 // CheckNewest fails with ErrRolledBack when the file at path knows of a snapshot that
-// newest, the newest one in the store, does not cover.
+// newest, the newest one in the store, does not cover, and with ErrOtherScope when its rows
+// are of another scope.
 func CheckNewest(ctx context.Context, path string, newest messages.Snapshot, open Opener) (err error) {
 	if st, err := os.Stat(path); err != nil || st.Size() == 0 {
 		return nil // there is nothing that could know
@@ -272,6 +288,11 @@ func CheckNewest(ctx context.Context, path string, newest messages.Snapshot, ope
 		return fmt.Errorf("open %s: %w", path, explain(err))
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
+	var scope string
+	if err := db.QueryRowContext(ctx, `SELECT scope FROM tidemark_state`).Scan(&scope); err == nil && scope != "" && newest.Scope != "" && scope != newest.Scope {
+		theirs, ours := messages.TwoScopes(newest.Scope, scope)
+		return messages.Saying(ErrOtherScope, "the snapshots in the store are of %s, and this database is of %s: check the store's URL, or name the snapshot that you want all the same (--at)", theirs, ours)
+	}
 	return KnowsOf(ctx, db, newest)
 }
 

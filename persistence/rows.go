@@ -524,10 +524,10 @@ func (t *tx) handle(what string, p *plan, query string, args ...any) (int64, err
 		return 0, err
 	}
 	n, err := t.run(query, args...)
-	if err != nil {
-		return 0, err // it is undone, and perhaps the transaction with it
+	if done := t.exec(handling, nil); err == nil { // else the transaction may be gone with it
+		err = done
 	}
-	return n, t.exec(handling, nil)
+	return n, err
 }
 
 // refused decides what a failed statement means.

@@ -87,6 +87,9 @@ func (l *Local) settle(ctx context.Context, plans []*plan, asked map[string][]st
 			if err := s.collisions(); err != nil {
 				return err
 			}
+			if err := s.refer(); err != nil {
+				return err
+			}
 			if err := s.withdraw(); err != nil {
 				return err
 			}

@@ -68,10 +68,11 @@ func listeners(ctx context.Context, q queryer) (onUpdate, onTracked map[string][
 	return onUpdate, onTracked, explain(err)
 }
 
-// reacts reports whether the application has triggers.
+// reacts reports whether the application has triggers, or had some when Attach came by:
+// then ours are still there.
 func reacts(ctx context.Context, q queryer) (bool, error) {
 	var yes bool
-	err := q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND name NOT LIKE 'tidemark\_%' ESCAPE '\')`).Scan(&yes)
+	err := q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND (name NOT LIKE 'tidemark\_%' ESCAPE '\' OR name LIKE 'tidemark\_%\_hd' ESCAPE '\'))`).Scan(&yes)
 	return yes, explain(err)
 }
 

@@ -54,7 +54,7 @@ func (l *Local) BackupStanding(ctx context.Context) (messages.BackupStanding, er
 		if err := json.Unmarshal([]byte(backedUp), &b.BackedUp); err != nil {
 			return fmt.Errorf("the bookkeeping is damaged: %w", err)
 		}
-		b.Open, b.Encrypts = checkedAt != 0, l.enc != nil
+		b.Open, b.Encrypts, b.Scope = checkedAt != 0, l.enc != nil, l.scope
 		b.Look = b.Generation != "" && (l.look || store != "" && l.store != "" && store != l.store)
 		if b.Seen, err = tx.seen(); err != nil {
 			return err

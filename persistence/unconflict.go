@@ -147,7 +147,7 @@ func (u *unconflict) run() (RestoredConflict, error) {
 	if out.Did == "nothing" {
 		return out, nil
 	}
-	if err := u.keepConflict(row, u.d, winnerRestored, fmt.Sprintf("what was there before conflict %d was restored", u.k.id)); err != nil {
+	if err := u.keepConflict(row, u.d, winnerRestored, fmt.Sprintf(restoredReason, u.k.id)); err != nil {
 		return out, err
 	}
 	return out, u.tx.row(`SELECT max(id) FROM tidemark_conflicts`).Scan(&out.Kept)
@@ -259,7 +259,7 @@ func (u *unconflict) change(row *localRow) (bool, error) {
 		return false, err
 	}
 	rest := u.p.name + " SET " + strings.Join(set, ", ") + " WHERE clientId = ?"
-	if err := u.edit("UPDATE "+rest, "UPDATE OR IGNORE "+rest, append(args, u.d.ID)); err != nil {
+	if err := u.edit("UPDATE"+u.p.or+" "+rest, "UPDATE OR IGNORE "+rest, append(args, u.d.ID)); err != nil {
 		return false, err
 	}
 	return true, u.follow(u.d.ID, before)
@@ -297,7 +297,7 @@ func (u *unconflict) bringBack() error {
 		names, marks, args = append(names, u.p.cols[c].quoted), marks+", ?", append(args, vals[i])
 	}
 	rest := "INTO " + u.p.name + " (" + strings.Join(names, ", ") + ") VALUES (" + marks + ")"
-	if err := u.edit("INSERT "+rest, "INSERT OR IGNORE "+rest, args); err != nil {
+	if err := u.edit("INSERT"+u.p.or+" "+rest, "INSERT OR IGNORE "+rest, args); err != nil {
 		return err
 	}
 	born, err := u.born(cols, vals)

@@ -33,7 +33,7 @@ func (r Restoration) unpack(ctx context.Context, path string) error {
 	}
 	for i, p := range parts {
 		if err := u.object(ctx, i, parts); err != nil {
-			return u.explain(err, p.Generation)
+			return u.explain(ctx, err, p.Generation)
 		}
 	}
 	if len(parts) > 1 {
@@ -56,13 +56,13 @@ type unpacking struct {
 }
 
 // explain tells a failure of the disk, or a wrong key, from a damaged snapshot.
-func (u *unpacking) explain(err error, generation string) error {
+func (u *unpacking) explain(ctx context.Context, err error, generation string) error {
 	_, disk := errors.AsType[*writeError](err)
 	switch {
 	case disk:
 		return fmt.Errorf("write the restored file: %w", explain(err))
-	case errors.Is(err, ErrNoKey), errors.Is(err, ErrNotEncrypted), errors.Is(err, messages.ErrWrongKey), errors.Is(err, ErrNewer),
-		errors.Is(err, ErrDamaged), errors.Is(err, ErrOtherScope), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrNotExist):
+	case ctx.Err() != nil, errors.Is(err, ErrNoKey), errors.Is(err, ErrNotEncrypted), errors.Is(err, messages.ErrWrongKey), errors.Is(err, ErrNewer),
+		errors.Is(err, ErrDamaged), errors.Is(err, ErrOtherScope), errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("snapshot %s: %w", generation, err)
 	}
 	return fmt.Errorf("snapshot %s cannot be unpacked; restore an older one: %w (%w)", generation, ErrDamaged, err)
@@ -80,7 +80,7 @@ func (u *unpacking) object(ctx context.Context, i int, parts []messages.Part) (e
 	}
 	defer o.close()
 	if u.Snapshot.Format < 2 {
-		return u.whole(o, u.Snapshot.RawSize, u.sum)
+		return u.whole(ctx, o, u.Snapshot.RawSize, u.sum)
 	}
 	if err := u.check(o.header, i, parts); err != nil {
 		return err
@@ -94,7 +94,7 @@ func (u *unpacking) object(ctx context.Context, i int, parts []messages.Part) (e
 	if len(parts) > 1 {
 		sum = nil // it is another file in the end
 	}
-	return u.whole(o, h.RawSize, sum)
+	return u.whole(ctx, o, h.RawSize, sum)
 }
 
 // check compares what an object says of itself with what it was looked for as.
@@ -127,9 +127,10 @@ func (u *unpacking) check(h messages.Header, i int, parts []messages.Part) error
 	return nil
 }
 
-func (u *unpacking) whole(o *object, size int64, sum hash.Hash) error {
+func (u *unpacking) whole(ctx context.Context, o *object, size int64, sum hash.Hash) error {
 	out := newWriteBehind(&diskWriter{w: u.file, sum: sum, tell: func(n int64) { u.tell(PhaseUnpack, n, size) }}, 256<<10)
-	n, err := io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{io.LimitReader(o, size)}, make([]byte, 64<<10))
+	// What compresses well is read in one go, and written for long.
+	n, err := io.CopyBuffer(struct{ io.Writer }{out}, &live{ctx, io.LimitReader(o, size)}, make([]byte, 64<<10))
 	if cerr := out.Close(); err == nil {
 		err = cerr
 	}

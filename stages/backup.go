@@ -115,8 +115,8 @@ func (s *BackUp) backUp(ctx context.Context, counts *messages.Counts) (string, e
 	switch {
 	case err != nil || found == rolledBack && st.Seen.Covers(old.Current.Seen):
 		// There is none, or it is older than it was: a new one mends both.
-	case st.Look && found == rolledBack:
-		return "", nil // another account's, most likely: it is no snapshot of this database
+	case found == foreign, st.Look && !old.Current.Seen.Covers(st.BackedUp):
+		return "", nil // it is no snapshot of this database
 	case st.Look && (!due || found == keyMissing):
 		return "", s.snapshots.BackedUp(ctx, old.Current) // what is there
 	case found == keyMissing:

@@ -12,6 +12,7 @@ type suspicion int
 const (
 	nothing suspicion = iota
 	emptied
+	foreign // its snapshots are of another scope
 	rolledBack
 	keyMissing // this device would put an open snapshot in the place of encrypted ones
 	opened     // a snapshot is not encrypted, and this device has a key
@@ -25,6 +26,8 @@ func suspect(st messages.BackupStanding, current messages.Snapshot) (suspicion, 
 		return nothing, ""
 	case current.Generation == "":
 		return emptied, fmt.Sprintf("the store has no manifest, and this device knows of snapshot %s: it was emptied, or it is another store", st.Generation)
+	case current.Scope != "" && st.Scope != "" && current.Scope != st.Scope:
+		return foreign, fmt.Sprintf("the snapshots in the store are of another scope, %s, and this is %s, so this device makes none: give it a store of its own", current.Scope, st.Scope)
 	case current.Encrypted && !st.Encrypts:
 		return keyMissing, "the snapshots in the store are encrypted and this device has no key, so it makes none: give it the key (--key-file, TIDEMARK_KEY_FILE or TIDEMARK_PASSPHRASE)"
 	case st.Generation != "" && !current.Seen.Covers(st.BackedUp):

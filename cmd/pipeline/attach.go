@@ -23,6 +23,8 @@ isDirty and two of ours), and triggers that keep them right whatever program
 writes. All rows are marked dirty: the next sync uploads them.
 
 It is done as a whole or not at all, and doing it again does only what is new.
+The file gets a write-ahead log (journal mode WAL), which keeps readers and
+writers out of each other's way and makes a file beside it that ends in -wal.
 Your own columns and rows stay as they are. Who wins when two devices change a
 row can be said for each table under policies in tidemark.yaml.
 
@@ -124,6 +126,9 @@ func (a *app) tellAttached(s settings, d tidemark.Attached, c choices, others []
 	}
 	if len(d.Tables) > 0 {
 		a.wrap(18, "  policies", c.inForce())
+	}
+	if d.WAL {
+		a.wrap(18, "  journal", "WAL from now on: the newest rows may be in the file beside it that ends in -wal; to copy the database, use VACUUM INTO")
 	}
 	if len(d.New) > 0 && d.Rows > 0 && !reset {
 		a.out.printf("\nThe rows that were there are this file's. Attach no other copy of them, or they\nare there twice: other devices restore, or start without rows.\n")

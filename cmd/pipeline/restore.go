@@ -146,7 +146,7 @@ ago, such as 2h or 90m.`,
 				a.out.printf("\nThe file that was there is kept as\n  %s\n", plain(r.Kept))
 			}
 			if r.Unsynced {
-				a.tellOnlyThere(ctx, r.Kept)
+				a.tellOnlyThere(ctx, r)
 			}
 			if r.ConflictsLeft > 0 {
 				a.out.printf("It has %s of another scope, and nothing else has them:\npipeline conflicts --db shows them.\n", count(r.ConflictsLeft, "conflict", "conflicts"))
@@ -161,29 +161,27 @@ ago, such as 2h or 90m.`,
 }
 
 // tellOnlyThere says what to do about the rows of a file that was kept for them.
-func (a *app) tellOnlyThere(ctx context.Context, kept string) {
-	db, err := a.openDatabase(ctx, setting{text: kept})
-	if err == nil {
-		defer db.Close()
-		err = db.attached(ctx)
-	}
-	if errors.Is(err, tidemark.ErrNotAttached) {
+func (a *app) tellOnlyThere(ctx context.Context, r tidemark.Restored) {
+	switch {
+	case r.NotUploaded && a.neverAttached(ctx, r.Kept):
 		a.out.printf("It was never attached, and is no device. Its rows may be in the snapshot already:\nattached and synced, they would be there twice. Copy by SQL what is missing.\n")
-		return
-	}
-	var excluded []string
-	if err == nil {
-		excluded, err = db.excluded(ctx)
-	}
-	if err != nil { // it is kept, and nothing else was asked
-		a.out.printf("It has rows that no other device has.\n")
-		return
-	}
-	if len(excluded) == 0 {
+	case r.NotUploaded:
+		a.out.printf("It has rows that no other device has, and a sync does not upload them all: their\ntable is left out, or the server refuses them. Keep it.\n")
+	default:
 		a.out.printf("It has rows that no other device has, and is still a device: sync it once, and\nthey are everywhere. Then remove it.\n")
-		return
 	}
-	a.wrap(0, "", "It has rows that no other device has, and is still a device: sync it once, and all are everywhere but those of its excluded tables ("+strings.Join(excluded, ", ")+"). Copy those by SQL before you remove it.")
+}
+
+// neverAttached reports whether a file is a database without our tables.
+func (a *app) neverAttached(ctx context.Context, name string) bool {
+	db, err := a.openDatabase(ctx, setting{text: name})
+	if err != nil {
+		return false
+	}
+	defer db.Close()
+	var ours bool
+	err = db.DB.DB.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'tidemark_tables')`).Scan(&ours)
+	return err == nil && !ours
 }
 
 // resumed says why a restore has downloaded less than the snapshot is.
