@@ -3,7 +3,6 @@ package tidemark
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -117,7 +116,7 @@ func (p *Pipeline) bigBrother(ctx context.Context) (id *string, why string, err 
 		return nil, "there is no store for snapshots", nil
 	}
 	m, _, err := stages.ReadManifest(ctx, p.store, &messages.StoreUse{})
-	if errors.Is(err, messages.ErrNotFound) {
+	if noneYet(err) {
 		return nil, "there is no snapshot yet: the first device that is in step makes one", nil
 	}
 	if err != nil {

@@ -21,7 +21,8 @@ func (d *doctor) server() {
 	}
 	scope := d.remote.Scope()
 	if d.exam.Scope != "" && scope != "" && d.exam.Scope != scope {
-		d.problem("scope", "correct the remote's URL, or start over with this one: `pipeline attach --reset`", "the database was synced with %s, and this is %s", d.exam.Scope, scope)
+		was, is := messages.TwoScopes(d.exam.Scope, scope)
+		d.problem("scope", "correct the remote's URL, or start over with this one: `pipeline attach --reset`", "the database was synced with %s, and this is %s", was, is)
 	}
 	asked := time.Now()
 	list, err := d.remote.Devices(d.ctx, -1)
@@ -247,7 +248,7 @@ func (d *doctor) uploads(lost int, rule, known bool, err error) {
 // snapshot looks whether all that the newest one is made of is there and can be opened.
 func (d *doctor) snapshot() {
 	m, _, err := stages.ReadManifest(d.ctx, d.store, &messages.StoreUse{})
-	if errors.Is(err, messages.ErrNotFound) {
+	if noneYet(err) {
 		if known := d.health.Generation; known != "" {
 			d.warn("snapshot", "run `pipeline sync --full`: on a device that is in step it makes a new one. It is billed a read for each document; without --full only a store that is another one gets it",
 				"there is none, and this device knows of %s: the store was emptied, or is another one", known)
@@ -262,7 +263,8 @@ func (d *doctor) snapshot() {
 	}
 	s := m.Current
 	if d.exam.Scope != "" && s.Scope != "" && d.exam.Scope != s.Scope {
-		d.problem("snapshot", "correct the store's URL: every scope has a store of its own, and this database is not backed up here", "the snapshots in the store are of %s, and the database is of %s", s.Scope, d.exam.Scope)
+		theirs, ours := messages.TwoScopes(s.Scope, d.exam.Scope)
+		d.problem("snapshot", "correct the store's URL: every scope has a store of its own, and this database is not backed up here", "the snapshots in the store are of %s, and the database is of %s", theirs, ours)
 		return
 	}
 	if d.db != nil {

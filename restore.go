@@ -202,7 +202,7 @@ func Verify(ctx context.Context, store SnapshotStore, opts ...RestoreOption) (ou
 func (s restoreSettings) find(ctx context.Context, store SnapshotStore, open persistence.Opener, path string, use *messages.StoreUse) (persistence.Restoration, error) {
 	r := persistence.Restoration{Open: open, Encryption: s.encryption, Scope: s.scope, Store: placeOf(store), Tell: s.progress}
 	m, _, err := stages.ReadManifest(ctx, store, use)
-	if errors.Is(err, messages.ErrNotFound) {
+	if noneYet(err) {
 		return r, fmt.Errorf("there is no snapshot in this store yet: sync a device with it first, or check the URL: %w", err)
 	}
 	if err != nil {

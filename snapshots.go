@@ -34,7 +34,7 @@ type SnapshotInfo struct {
 // GET.
 func Snapshots(ctx context.Context, store SnapshotStore) ([]SnapshotInfo, error) {
 	m, _, err := stages.ReadManifest(ctx, store, &messages.StoreUse{})
-	if errors.Is(err, messages.ErrNotFound) {
+	if noneYet(err) {
 		return []SnapshotInfo{}, nil
 	}
 	if err != nil {
@@ -45,6 +45,11 @@ func Snapshots(ctx context.Context, store SnapshotStore) ([]SnapshotInfo, error)
 		list = append(list, SnapshotInfo{s.Generation, time.UnixMilli(s.MadeOn).UTC(), s.Device, s.RawSize, s.Size, s.Rows, s.Encrypted, i == 0})
 	}
 	return list, nil
+}
+
+// noneYet reports whether a store that is there has no manifest.
+func noneYet(err error) bool {
+	return errors.Is(err, ErrNotFound) && !errors.Is(err, messages.ErrNoStore)
 }
 
 // RestoreGeneration chooses an older snapshot by its name.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"regexp"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -306,6 +307,45 @@ func TestADownloadThatDeletesMuchAsks(t *testing.T) {
 	a.sync()
 	if _, err := b.p.Sync(t.Context()); !errors.Is(err, tidemark.ErrMassDelete) {
 		t.Errorf("it was allowed once, and again: %v", err)
+	}
+}
+
+// What the error of a delete that nobody meant advises: the rows become edits of this
+// device, and come back everywhere. Edits that wait with the delete are not undone.
+func TestRowsOfADeleteThatNobodyMeantComeBack(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, treeSchema)
+	a, c := f.device("a"), f.device("c")
+	b := f.device("b", tidemark.WithDeleteGuard(0.5, 10))
+	a.exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40) INSERT INTO parent (id, name) SELECT i, 'p' || i FROM n`)
+	a.exec(`INSERT INTO child (parent, name) SELECT id, 'c' || id FROM parent`)
+	rounds(2, a, b, c)
+	a.exec(`DELETE FROM parent WHERE id > 5`) // and, by cascade, their children
+	a.exec(`UPDATE parent SET name = 'edited' WHERE id = 1`)
+	rounds(2, a, c)
+	_, err := b.p.Sync(t.Context())
+	if !errors.Is(err, tidemark.ErrMassDelete) {
+		t.Fatalf("got %v", err)
+	}
+	advice := regexp.MustCompile(`In each of the tables "parent", "child": (UPDATE )"child"( SET .*)$`).FindStringSubmatch(err.Error())
+	if advice == nil {
+		t.Fatalf("it advises nothing: %v", err)
+	}
+	for _, table := range []string{"parent", "child"} {
+		b.exec(advice[1] + table + advice[2])
+	}
+	if err := b.p.AllowDeletes(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	rounds(3, b, a, c)
+	same(t, a, b, c)
+	for _, table := range []string{"parent", "child"} {
+		if got := a.value(`SELECT count(*) FROM ` + table); got != "40" {
+			t.Errorf("there are %s rows of %s, want 40", got, table)
+		}
+	}
+	if got := b.value(`SELECT name FROM parent WHERE id = 1`); got != `"edited"` {
+		t.Errorf("an edit that came with the deletes is %q", got)
 	}
 }
 

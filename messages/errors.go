@@ -3,6 +3,7 @@ package messages
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -20,6 +21,9 @@ var (
 	ErrUnauthorized = errors.New("unauthorized")
 	// ErrNotFound: the named thing (object, project, bucket) does not exist.
 	ErrNotFound = errors.New("not found")
+	// ErrNoStore: where snapshots were to be there is nothing that could hold one, such as
+	// a bucket. It is ErrNotFound.
+	ErrNoStore = Saying(ErrNotFound, "there is no such store")
 	// ErrForgotten: this device, or the whole scope, was forgotten. It is ErrNotFound.
 	ErrForgotten = Saying(ErrNotFound, "forgotten")
 	// ErrOtherScope: the database, or the snapshots in a store, belong to another remote.
@@ -39,6 +43,27 @@ func (s saying) Unwrap() []error { return []error{s.sentence, s.class} }
 // Saying is an error of a class that says what the format says, and no word more.
 func Saying(class error, format string, args ...any) error {
 	return saying{fmt.Errorf(format, args...), class}
+}
+
+// TwoScopes names two that differ for people: a folder's is only an id.
+func TwoScopes(one, other string) (string, string) {
+	const folder = "file:"
+	if strings.HasPrefix(one, folder) {
+		one = "a folder"
+	}
+	if strings.HasPrefix(other, folder) {
+		other = "a folder"
+	}
+	if one == other {
+		other = "another one"
+	}
+	return one, other
+}
+
+// OtherScope is ErrOtherScope with both scopes.
+func OtherScope(was, is string) error {
+	was, is = TwoScopes(was, is)
+	return fmt.Errorf("%w: %s, and this is %s", ErrOtherScope, was, is)
 }
 
 // ErrSignedOut is ErrUnauthorized because nobody is signed in any more: a token source

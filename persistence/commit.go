@@ -322,7 +322,7 @@ func (t *tx) referredTo(k messages.DocumentKey, byTable map[string]*plan, cur *m
 			}
 			continue // it is up already
 		}
-		if refused, err := t.refusedBefore(c.Table, c.ID, on); err != nil || refused {
+		if refused, _, err := t.refusedBefore(c.Table, c.ID, on); err != nil || refused {
 			return true, err
 		}
 		if waits, err := t.referredTo(c, byTable, cur, in, asked); err != nil || waits {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // DeleteGuard stops a download that would delete more than Share (0 to 1) of a
@@ -50,21 +51,30 @@ func (s *settler) guard(g DeleteGuard) error {
 	if g == (DeleteGuard{}) {
 		return nil
 	}
+	var tables []string // that would lose rows
+	var much string
 	for _, p := range s.plans {
 		var going, all int64
 		if err := s.tx.row(`SELECT count(*) FROM tidemark_inbox AS i WHERE tableName = ? AND kind = 'tombstone' AND EXISTS (SELECT 1 FROM `+p.name+` AS t WHERE t.clientId = i.documentId)`, p.t.Name).Scan(&going); err != nil {
 			return err
 		}
-		if going <= g.Rows {
+		if going > 0 {
+			tables = append(tables, p.name)
+		}
+		if going <= g.Rows || much != "" {
 			continue
 		}
 		if err := s.tx.row(`SELECT count(*) FROM ` + p.name).Scan(&all); err != nil {
 			return err
 		}
 		if float64(going) > g.Share*float64(all) {
-			return fmt.Errorf("%w: %d of the %d rows of table %q were deleted elsewhere; if that is right, allow it once (pipeline sync --allow-deletes, or Pipeline.AllowDeletes); if not, restore an older snapshot before you do",
-				ErrMassDelete, going, all, p.t.Name)
+			much = fmt.Sprintf("%d of the %d rows of table %q were deleted elsewhere", going, all, p.t.Name)
 		}
 	}
-	return nil
+	if much == "" {
+		return nil
+	}
+	return fmt.Errorf("%w: %s; they are still here. If that is right, allow it once (pipeline sync --allow-deletes, or Pipeline.AllowDeletes). If not, make them edits of this device before you do: "+
+		"later edits win, and bring the rows back everywhere. In each of the tables %s: UPDATE %s SET isDirty = 1 WHERE clientId IN (SELECT documentId FROM tidemark_inbox WHERE kind = 'tombstone')",
+		ErrMassDelete, much, strings.Join(tables, ", "), tables[len(tables)-1])
 }

@@ -74,7 +74,7 @@ func (r Restoration) Acceptable() error {
 	case !s.Encrypted && r.Encryption != nil:
 		return fmt.Errorf("snapshot %s: %w", s.Generation, ErrNotEncrypted)
 	case r.Scope != "" && s.Scope != "" && r.Scope != s.Scope:
-		return fmt.Errorf("snapshot %s: %w: %s, and this is %s: check the store's URL", s.Generation, ErrOtherScope, s.Scope, r.Scope)
+		return fmt.Errorf("snapshot %s: %w: check the store's URL", s.Generation, messages.OtherScope(s.Scope, r.Scope))
 	}
 	return nil
 }
@@ -188,7 +188,10 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 	st, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) {
 		if _, err := os.Stat(filepath.Dir(path)); err != nil {
-			return fmt.Errorf("the folder of %s: %w: create it first", path, err)
+			if errors.Is(err, os.ErrNotExist) {
+				return messages.Saying(err, "there is no folder %s: create it first", filepath.Dir(path))
+			}
+			return fmt.Errorf("the folder of %s: %w", path, err)
 		}
 		return nil
 	}
@@ -207,7 +210,7 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	if table := rebuiltTable(ctx, db); table != "" {
-		return fmt.Errorf("table %q of %s was rebuilt, and what was changed in it since is not known: sync the file first, or move it away: %w", table, path, ErrUnsynced)
+		return messages.Saying(ErrUnsynced, "its table %q was rebuilt, and what was changed in it since is not known: sync the file first, or move it away", table)
 	}
 	schema, err := LoadSchema(ctx, db)
 	if errors.Is(err, ErrNotAttached) {
@@ -215,7 +218,7 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 		if rerr == nil && len(all.Tables) == 0 {
 			return nil
 		}
-		return fmt.Errorf("%s is a database that was never synced: move it away first: %w", path, errNotUploaded)
+		return messages.Saying(errNotUploaded, "it is a database that was never synced: move it away first")
 	}
 	if err != nil {
 		return fmt.Errorf("look into %s: %w", path, err)
@@ -245,7 +248,7 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 			return fmt.Errorf("look into %s: %w", path, explain(err))
 		}
 		if some {
-			return fmt.Errorf("table %q of %s is excluded from sync and has rows, which would be lost: move the file away first: %w", t.Name, path, errNotUploaded)
+			return messages.Saying(errNotUploaded, "its table %q is excluded from sync and has rows, which would be lost: move the file away first", t.Name)
 		}
 	}
 	if dirty += n; dirty == 0 {
@@ -257,11 +260,11 @@ func CheckDestination(ctx context.Context, path string, open Opener) (err error)
 	}
 	switch {
 	case held >= dirty:
-		return fmt.Errorf("%s has changes that the server does not take (%d): `pipeline failed` lists them, with what helps; or move it away: %w", path, dirty, errNotUploaded)
+		return messages.Saying(errNotUploaded, "it has changes that the server does not take (%d): `pipeline failed` lists them, with what helps; or move it away", dirty)
 	case held > 0:
-		return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away; the server did not take %d of them, see `pipeline failed`: %w", path, dirty, held, errNotUploaded)
+		return messages.Saying(errNotUploaded, "it has changes that were not uploaded (%d): sync it first, or move it away; the server did not take %d of them, see `pipeline failed`", dirty, held)
 	}
-	return fmt.Errorf("%s has changes that were not uploaded (%d): sync it first, or move it away: %w", path, dirty, ErrUnsynced)
+	return messages.Saying(ErrUnsynced, "it has changes that were not uploaded (%d): sync it first, or move it away", dirty)
 }
 
 // rebuiltTable names an attached table that has lost our triggers, "" when there is none.
@@ -287,7 +290,8 @@ func CheckNewest(ctx context.Context, path string, newest messages.Snapshot, ope
 	defer func() { err = errors.Join(err, db.Close()) }()
 	var scope string
 	if err := db.QueryRowContext(ctx, `SELECT scope FROM tidemark_state`).Scan(&scope); err == nil && scope != "" && newest.Scope != "" && scope != newest.Scope {
-		return messages.Saying(ErrOtherScope, "the snapshots in the store are of %s, and this database is of %s: check the store's URL, or name the snapshot that you want all the same (--at)", newest.Scope, scope)
+		theirs, ours := messages.TwoScopes(newest.Scope, scope)
+		return messages.Saying(ErrOtherScope, "the snapshots in the store are of %s, and this database is of %s: check the store's URL, or name the snapshot that you want all the same (--at)", theirs, ours)
 	}
 	return KnowsOf(ctx, db, newest)
 }
@@ -348,7 +352,7 @@ func (r Restoration) inspect(ctx context.Context, tmp, over string) (in Installe
 	case snap.Format >= 2 && scope != snap.Scope:
 		return in, fmt.Errorf("snapshot %s holds a database of another scope than it says: %w", snap.Generation, ErrDamaged)
 	case r.Scope != "" && scope != "" && scope != r.Scope:
-		return in, fmt.Errorf("snapshot %s: %w: %s, and this is %s: check the store's URL", snap.Generation, ErrOtherScope, scope, r.Scope)
+		return in, fmt.Errorf("snapshot %s: %w: check the store's URL", snap.Generation, messages.OtherScope(scope, r.Scope))
 	case over == "":
 		return in, nil
 	}

@@ -17,7 +17,7 @@ func (l *Local) CheckScope(ctx context.Context, scope string) error {
 		return fmt.Errorf("read the remote's scope: %w", explain(err))
 	}
 	if scope != "" && was != "" && was != scope {
-		return fmt.Errorf("%w: %s, and this is %s; go back to it, or reset the database to start over with this one (pipeline attach --reset)", ErrOtherScope, was, scope)
+		return fmt.Errorf("%w; go back to it, or reset the database to start over with this one (pipeline attach --reset)", messages.OtherScope(was, scope))
 	}
 	if forgottenOn != 0 {
 		return messages.Saying(messages.ErrForgotten, "this device was forgotten and syncs no more: remove its database (`pipeline forget` does), or start over with it (`pipeline attach --reset`)")

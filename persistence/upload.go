@@ -178,13 +178,8 @@ func (g *gatherer) add(p *plan, r *localRow, depth int) (bool, error) {
 	case depth > maxDepth && g.restarts < maxRestarts:
 		return false, &tooDeepError{p, r}
 	}
-	refused, err := g.tx.refusedBefore(p.t.Name, r.clientID, r.updatedOn)
-	if err != nil {
+	if refused, err := g.holdRefused(k, r.updatedOn); err != nil || refused {
 		return false, err
-	}
-	if refused {
-		g.hold(k, messages.TableCounts{Dead: 1})
-		return false, nil
 	}
 	d := p.document(r, g.me)
 	if reason := g.unfit(p, r, &d); reason != "" {
@@ -261,11 +256,26 @@ func (g *gatherer) hold(k messages.DocumentKey, c messages.TableCounts) {
 
 // refusedBefore: the server has refused this row as it is, or the owner has given it
 // up; only an edit, or a replay of its letter, tries again.
-func (t *tx) refusedBefore(table, id string, updatedOn int64) (bool, error) {
-	var n int
-	err := t.row(`SELECT count(*) FROM tidemark_dead_letters WHERE handler = 'upload' AND tableName = ? AND documentId = ? AND documentId <> ''
-		AND updatedOn = ? AND (class <> 'local' OR state = 'discarded')`, table, id, updatedOn).Scan(&n)
-	return n > 0, err
+func (t *tx) refusedBefore(table, id string, updatedOn int64) (refused, givenUp bool, err error) {
+	var n, discarded int
+	err = t.row(`SELECT count(*), count(*) FILTER (WHERE state = 'discarded') FROM tidemark_dead_letters WHERE handler = 'upload' AND tableName = ? AND documentId = ? AND documentId <> ''
+		AND updatedOn = ? AND (class <> 'local' OR state = 'discarded')`, table, id, updatedOn).Scan(&n, &discarded)
+	return n > 0, n > 0 && n == discarded, err
+}
+
+// holdRefused holds what was refused before. What was given up is not counted as set
+// aside any more.
+func (g *gatherer) holdRefused(k messages.DocumentKey, updatedOn int64) (bool, error) {
+	refused, givenUp, err := g.tx.refusedBefore(k.Table, k.ID, updatedOn)
+	switch {
+	case err != nil || !refused:
+		return false, err
+	case givenUp:
+		g.cur.Hold(k.Table, k.ID)
+	default:
+		g.hold(k, messages.TableCounts{Dead: 1})
+	}
+	return true, nil
 }
 
 // classLocal marks letters that this device decided by itself; they are looked at
@@ -354,13 +364,8 @@ func (g *gatherer) waits(k messages.DocumentKey, updatedOn int64) (bool, error) 
 	if g.in[k] || g.cur.Held[k] {
 		return g.cur.Held[k], nil
 	}
-	refused, err := g.tx.refusedBefore(k.Table, k.ID, updatedOn)
-	if err != nil {
-		return false, err
-	}
-	if refused {
-		g.hold(k, messages.TableCounts{Dead: 1})
-		return true, nil
+	if refused, err := g.holdRefused(k, updatedOn); err != nil || refused {
+		return refused, err
 	}
 	waits, err := g.tx.referredTo(k, g.byTable, g.cur, g.in, map[messages.DocumentKey]bool{})
 	if err == nil && waits {

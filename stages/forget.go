@@ -138,7 +138,7 @@ func (f *ForgetScope) checkStore(ctx context.Context, use *messages.StoreUse) er
 	}
 	for _, s := range m.Snapshots() {
 		if s.Scope != "" && s.Scope != f.scope {
-			return fmt.Errorf("snapshot %s in the store: %w: %s, and this is %s: check the store's URL; nothing was done", s.Generation, messages.ErrOtherScope, s.Scope, f.scope)
+			return fmt.Errorf("snapshot %s in the store: %w: check the store's URL; nothing was done", s.Generation, messages.OtherScope(s.Scope, f.scope))
 		}
 	}
 	return nil

@@ -105,6 +105,28 @@ func TestWhoCanOpen(t *testing.T) {
 	}
 }
 
+func TestWhatIsWrongWithAKey(t *testing.T) {
+	t.Parallel()
+	alice, _ := generate(t)
+	bob, _ := generate(t)
+	const phrase, another = "a long enough passphrase", "another one of them"
+	for name, c := range map[string]struct {
+		seal, open Config
+		says       string
+	}{
+		"another passphrase":      {Config{Passphrase: phrase}, Config{Passphrase: another}, "with another passphrase"},
+		"no passphrase":           {Config{Passphrase: phrase}, Config{Identities: []string{alice}}, "with a passphrase, and none was given"},
+		"a passphrase for a key":  {Config{Identities: []string{alice}}, Config{Passphrase: phrase}, "with a key file, and only a passphrase was given"},
+		"another key":             {Config{Identities: []string{alice}}, Config{Identities: []string{bob}}, "none of the keys opens it"},
+		"another key, and phrase": {Config{Identities: []string{alice}}, Config{Identities: []string{bob}, Passphrase: phrase}, "none of the keys opens it"},
+	} {
+		sealed := seal(t, key(t, c.seal), []byte("tidemark"))
+		if _, err := open(key(t, c.open), sealed); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // One changed bit, or a missing end, wherever it is, is an error.
 func TestChangedTextDoesNotOpen(t *testing.T) {
 	file, _ := generate(t)

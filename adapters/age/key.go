@@ -185,13 +185,31 @@ func (k *Key) Open(src io.Reader) (io.Reader, error) {
 	}
 	defer keys.forget()
 	r, err := age.Decrypt(src, keys.identities...)
-	if _, none := errors.AsType[*age.NoIdentityMatchError](err); none {
-		return nil, fmt.Errorf("decrypt: %w", messages.ErrWrongKey)
+	if none, ok := errors.AsType[*age.NoIdentityMatchError](err); ok {
+		return nil, keys.wrong(slices.Contains(none.StanzaTypes, "scrypt"))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("decrypt: %w", err)
 	}
 	return r, nil
+}
+
+// wrong says what of the keys does not fit a text that a passphrase, or else a key,
+// encrypted.
+func (k *keys) wrong(passphrase bool) error {
+	given := slices.ContainsFunc(k.identities, func(id age.Identity) bool {
+		_, is := id.(*age.ScryptIdentity)
+		return is
+	})
+	switch {
+	case passphrase && given:
+		return messages.Saying(messages.ErrWrongKey, "decrypt: it was encrypted with another passphrase")
+	case passphrase:
+		return messages.Saying(messages.ErrWrongKey, "decrypt: it was encrypted with a passphrase, and none was given")
+	case given && len(k.identities) == 1:
+		return messages.Saying(messages.ErrWrongKey, "decrypt: it was encrypted with a key file, and only a passphrase was given")
+	}
+	return fmt.Errorf("decrypt: %w", messages.ErrWrongKey)
 }
 
 // Fingerprint tells the key from others, and reveals nothing of it: with it a change

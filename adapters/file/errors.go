@@ -80,13 +80,17 @@ func Exists(dir string) error {
 // StoreExists fails with messages.ErrNotFound when there is no folder, or one that was
 // never opened as a store. It makes none.
 func StoreExists(dir string) error {
-	if err := Exists(dir); err != nil {
+	if err := Exists(dir); errors.Is(err, messages.ErrNotFound) {
 		return fmt.Errorf("%w; correct its name", err)
+	} else if err != nil {
+		return err
 	}
-	if Exists(filepath.Join(dir, "objects")) != nil {
+	switch err := Exists(filepath.Join(dir, "objects")); {
+	case errors.Is(err, messages.ErrNotFound):
 		return fmt.Errorf("the folder %q is no store: correct its name, or sync a device with it first: %w", dir, messages.ErrNotFound)
+	default:
+		return err
 	}
-	return nil
 }
 
 // openFolder makes the folder when only it is missing. Its parent must exist: a

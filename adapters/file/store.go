@@ -303,7 +303,7 @@ func readHeader(f *os.File) (messages.Object, error) {
 		return o, err
 	}
 	if _, err := fmt.Sscanf(string(header[:]), headerFormat, &sum, &o.Size); err != nil || info.Size() != headerBytes+o.Size {
-		return o, messages.Saying(messages.ErrNotFound, "%s is damaged or no object, put back a copy or delete it", f.Name())
+		return o, messages.Saying(messages.ErrRejected, "%s is damaged or no object, put back a copy or delete it", f.Name())
 	}
 	o.ETag, o.ModifiedOn, o.Requests = quote(sum), info.ModTime().UnixMilli(), 1
 	return o, nil

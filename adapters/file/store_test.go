@@ -81,7 +81,7 @@ func TestDamagedObject(t *testing.T) {
 		if err := os.WriteFile(path, bad, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := s.Get(t.Context(), "x", 0); !errors.Is(err, messages.ErrNotFound) || !strings.Contains(err.Error(), "damaged") {
+		if _, _, err := s.Get(t.Context(), "x", 0); !errors.Is(err, messages.ErrRejected) || !strings.Contains(err.Error(), "damaged") {
 			t.Errorf("of a file of %d bytes Get says %v", len(bad), err)
 		}
 	}

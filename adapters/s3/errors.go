@@ -57,7 +57,7 @@ func (s *Store) failed(ctx context.Context, op string, err error) error {
 	class, remedy := classify(err)
 	switch {
 	case errors.Is(class, messages.ErrNotFound) && errorCode(err) == "NoSuchBucket":
-		remedy = fmt.Sprintf("create the bucket %s or correct its name", s.bucket)
+		class, remedy = messages.ErrNoStore, fmt.Sprintf("create the bucket %s or correct its name", s.bucket)
 	case errors.Is(class, messages.ErrUnauthorized) && remedy == "":
 		remedy = "allow this account s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket and s3:AbortMultipartUpload on bucket " + s.bucket
 	}

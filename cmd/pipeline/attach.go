@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -25,8 +26,14 @@ It is done as a whole or not at all, and doing it again does only what is new.
 The file gets a write-ahead log (journal mode WAL), which keeps readers and
 writers out of each other's way and makes a file beside it that ends in -wal.
 Your own columns and rows stay as they are. Who wins when two devices change a
-row can be said for each table under policies in tidemark.yaml. What is excluded
-stays out, also when nothing excludes it any more, until --include names it.`,
+row can be said for each table under policies in tidemark.yaml.
+
+Attach the file once. Other devices restore, or start with the same tables and
+no rows: rows that two files had before are different rows.
+
+What is excluded stays out, also when nothing excludes it any more, until
+--include names it. Excluded tables are not synced, but they are in the
+snapshots, and on every device restored from one.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.settings(cmd)
@@ -55,6 +62,10 @@ stays out, also when nothing excludes it any more, until --include names it.`,
 			for _, t := range sortedKeys(s.policies) {
 				tables = append(tables, tidemark.Table{Name: t, Policy: s.policies[t]})
 			}
+			was, err := db.excluded(ctx)
+			if err != nil && !strings.Contains(err.Error(), "no such table") { // never attached
+				return err
+			}
 			a.progress.begin("attaching "+s.db.text, nil)
 			done, err := tidemark.Attach(ctx, db.DB, tables...)
 			a.progress.end()
@@ -73,6 +84,11 @@ stays out, also when nothing excludes it any more, until --include names it.`,
 			others, err := db.otherObjects(ctx)
 			if err != nil {
 				return err
+			}
+			for _, t := range include {
+				if !slices.ContainsFunc(was, func(x string) bool { return strings.EqualFold(x, t) }) {
+					done.Warnings = append(done.Warnings, "table "+strconv.Quote(t)+" was not excluded: --include only takes back what was")
+				}
 			}
 			a.tellAttached(s, done, now, others, reset)
 			return nil
@@ -113,6 +129,9 @@ func (a *app) tellAttached(s settings, d tidemark.Attached, c choices, others []
 	}
 	if d.WAL {
 		a.wrap(18, "  journal", "WAL from now on: the newest rows may be in the file beside it that ends in -wal; to copy the database, use VACUUM INTO")
+	}
+	if len(d.New) > 0 && d.Rows > 0 && !reset {
+		a.out.printf("\nThe rows that were there are this file's. Attach no other copy of them, or they\nare there twice: other devices restore, or start without rows.\n")
 	}
 	if len(d.Dangling) > 0 {
 		a.out.printf("\nReferences to rows that do not exist; such rows stay here and are not uploaded:\n")

@@ -61,7 +61,7 @@ func (c choices) unheeded(s settings) string {
 	for _, t := range sortedKeys(s.policies) {
 		for name, p := range c {
 			if strings.EqualFold(name, t) && p != s.policies[t] {
-				parts = append(parts, fmt.Sprintf("%s for table %s, where it is %s", s.policies[t], name, p))
+				parts = append(parts, fmt.Sprintf("for %s for table %s, where it is %s", s.policies[t], name, p))
 			}
 		}
 	}
@@ -75,7 +75,7 @@ func (c choices) unheeded(s settings) string {
 	if len(parts) == 0 {
 		return ""
 	}
-	return "the settings ask for " + strings.Join(parts, ", and ") + ": `pipeline attach` does it"
+	return "the settings ask " + strings.Join(parts, ", and ") + ": `pipeline attach` does it"
 }
 
 // inhabited fails when the application has made no table yet.
@@ -92,6 +92,24 @@ func (db *database) inhabited(ctx context.Context) error {
 func (db *database) otherObjects(ctx context.Context) ([]string, error) {
 	rows, err := db.DB.DB.QueryContext(ctx, `SELECT name || iif(type = 'view', ' (view)', ' (virtual)') FROM sqlite_master
 		WHERE (type = 'view' OR type = 'table' AND sql LIKE 'CREATE VIRTUAL TABLE%') AND name NOT GLOB 'tidemark_*' ORDER BY name`)
+	if err != nil {
+		return nil, db.failed(explain(err))
+	}
+	defer rows.Close()
+	var out []string
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return nil, db.failed(explain(err))
+		}
+		out = append(out, name)
+	}
+	return out, db.failed(explain(rows.Err()))
+}
+
+// excluded lists the tables that are there and left out of sync.
+func (db *database) excluded(ctx context.Context) ([]string, error) {
+	rows, err := db.DB.DB.QueryContext(ctx, `SELECT name FROM sqlite_master WHERE type = 'table' AND lower(name) IN (SELECT lower(tableName) FROM tidemark_tables WHERE excluded = 1) ORDER BY name`)
 	if err != nil {
 		return nil, db.failed(explain(err))
 	}

@@ -17,24 +17,46 @@ import (
 
 const monthDays = 30
 
-// costLines says in a few lines what syncing costs, and how a budget stands.
-func costLines(ctx context.Context, db *database, s settings) ([]string, error) {
+// bill is what status prints with --json about money.
+type bill struct {
+	Today      float64           `json:"dollarsToday"`
+	Last30Days float64           `json:"dollarsLast30Days"`
+	PricesOf   string            `json:"pricesOf"`
+	Billed     messages.Billed   `json:"billedToday"`
+	Store      messages.StoreUse `json:"storeToday"`
+}
+
+// billOf adds up what the last days cost.
+func billOf(ctx context.Context, db *database, s settings) (bill, error) {
+	b := bill{PricesOf: s.prices.AsOf}
 	days, err := tidemark.ReadCosts(ctx, db.DB, monthDays)
 	if err != nil {
-		return nil, db.failed(err)
+		return b, db.failed(err)
 	}
 	today := time.Now().UTC()
-	var month float64
-	text := "today nothing yet"
 	for _, d := range days {
+		dollars := s.prices.Dollars(d.Billed, d.Store)
 		if d.Day > today.AddDate(0, 0, -monthDays).Format(time.DateOnly) {
-			month += s.prices.Dollars(d.Billed, d.Store)
+			b.Last30Days += dollars
 		}
 		if d.Day == today.Format(time.DateOnly) {
-			text = "today " + used(d.Billed, d.Store) + ", about " + dollars(s.prices.Dollars(d.Billed, d.Store))
+			b.Today, b.Billed, b.Store = dollars, d.Billed, d.Store
 		}
 	}
-	lines := []string{text, fmt.Sprintf("last %d days about %s (prices of %s)", monthDays, dollars(month), s.prices.AsOf)}
+	return b, nil
+}
+
+// costLines says in a few lines what syncing costs, and how a budget stands.
+func costLines(ctx context.Context, db *database, s settings) ([]string, error) {
+	now, err := billOf(ctx, db, s)
+	if err != nil {
+		return nil, err
+	}
+	text := "today nothing yet"
+	if u := used(now.Billed, now.Store); u != "nothing" {
+		text = "today " + u + ", about " + dollars(now.Today)
+	}
+	lines := []string{text, fmt.Sprintf("last %d days about %s (prices of %s)", monthDays, dollars(now.Last30Days), now.PricesOf)}
 	if s.budget == 0 {
 		return lines, nil
 	}

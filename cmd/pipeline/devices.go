@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/adapters/file"
 )
 
 func (a *app) devices() *cobra.Command {
@@ -22,6 +23,9 @@ It costs one read a device and one GET.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
+			if err := a.bothThere(cmd); err != nil {
+				return err
+			}
 			w, err := a.open(cmd)
 			if err != nil {
 				return err
@@ -40,6 +44,33 @@ It costs one read a device and one GET.`,
 	}, "db", "remote", "store")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one Fleet object on standard output")
 	return cmd
+}
+
+// bothThere fails when a folder is not there that opening it would make, for what only
+// reads.
+func (a *app) bothThere(cmd *cobra.Command) error {
+	s, err := a.settings(cmd)
+	if err == nil {
+		err = s.need("db", "remote", "store")
+	}
+	if err != nil {
+		return err
+	}
+	remote, err := parseRemote(s.remote)
+	if err != nil {
+		return err
+	}
+	store, err := parseStore(s.store)
+	if err != nil {
+		return err
+	}
+	if err := remote.exists(); err != nil {
+		return err
+	}
+	if store.scheme == "file" {
+		return file.StoreExists(store.path)
+	}
+	return nil
 }
 
 // quietAfter is when a device that is behind is worth a word, as for doctor.

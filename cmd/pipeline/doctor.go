@@ -80,7 +80,8 @@ func (a *app) examine(cmd *cobra.Command, s settings, sample int, asJSON bool) e
 	if err != nil {
 		return err
 	}
-	remote, store, closers, err := a.openBoth(cmd, s, tell)
+	var unopened []tidemark.Finding // they stand below the heading
+	remote, store, closers, err := a.openBoth(cmd, s, func(f tidemark.Finding) { unopened = append(unopened, f) })
 	defer func() {
 		for _, c := range slices.Backward(closers) {
 			_ = c.Close() // it has only looked
@@ -91,6 +92,9 @@ func (a *app) examine(cmd *cobra.Command, s settings, sample int, asJSON bool) e
 	}
 	if !asJSON {
 		a.tellCost(s, remote != nil, store != nil, sample)
+	}
+	for _, f := range unopened {
+		tell(f)
 	}
 	db, err := a.openDatabase(ctx, s.db)
 	if errors.As(err, new(usageError)) {
@@ -129,11 +133,11 @@ func (a *app) examine(cmd *cobra.Command, s settings, sample int, asJSON bool) e
 // openBoth opens what is named; what cannot be opened is a finding.
 func (a *app) openBoth(cmd *cobra.Command, s settings, tell func(tidemark.Finding)) (remote tidemark.Remote, store tidemark.SnapshotStore, closers []io.Closer, err error) {
 	ctx := cmd.Context()
-	failed := func(check string, err error) error {
+	failed := func(check string, u address, err error) error {
 		if errors.As(err, new(usageError)) {
 			return err
 		}
-		tell(tidemark.Finding{Check: check, Level: tidemark.Problem, Text: err.Error(), Remedy: remedyFor(err)})
+		tell(tidemark.Finding{Check: check, Level: tidemark.Problem, Text: err.Error(), Remedy: u.remedyFor(err)})
 		return nil
 	}
 	var remoteURL, storeURL address
@@ -155,7 +159,7 @@ func (a *app) openBoth(cmd *cobra.Command, s settings, tell func(tidemark.Findin
 				closers = append(closers, c)
 			}
 		}
-		if err != nil && failed("server", err) != nil {
+		if err != nil && failed("server", remoteURL, err) != nil {
 			return nil, nil, closers, err
 		}
 	}
@@ -167,7 +171,7 @@ func (a *app) openBoth(cmd *cobra.Command, s settings, tell func(tidemark.Findin
 				closers = append(closers, c)
 			}
 		}
-		if err != nil && failed("store", err) != nil {
+		if err != nil && failed("store", storeURL, err) != nil {
 			return nil, nil, closers, err
 		}
 	}
@@ -180,6 +184,14 @@ func (u address) exists() error {
 		return nil
 	}
 	return file.Exists(u.path)
+}
+
+// remedyFor is remedyFor of what is opened by its URL.
+func (u address) remedyFor(err error) string {
+	if u.scheme == "file" && errors.Is(err, tidemark.ErrUnauthorized) {
+		return "give this user the right to read and write the folder and its files"
+	}
+	return remedyFor(err)
 }
 
 func remedyFor(err error) string {
@@ -207,13 +219,22 @@ func (a *app) tellCost(s settings, remote, store bool, sample int) {
 		name = append([]rune{'…'}, name[len(name)-79:]...)
 	}
 	a.out.printf("%s\n", string(name))
+	missing := func(name, flag string, given setting) string {
+		if given.text != "" {
+			return "the " + name + " could not be opened"
+		}
+		return "no " + flag
+	}
+	noRemote, noStore := missing("server", "--remote", s.remote), missing("store", "--store", s.store)
 	switch {
 	case remote && store:
 		a.wrap(2, "  ", fmt.Sprintf("costs a read for each device, up to %d for each table, and about ten requests to the store", sample))
 	case remote:
-		a.wrap(2, "  ", fmt.Sprintf("costs a read for each device, and up to %d for each table; no --store: nothing of it is checked", sample))
+		a.wrap(2, "  ", fmt.Sprintf("costs a read for each device, and up to %d for each table; %s: nothing of it is checked", sample, noStore))
 	case store:
-		a.wrap(2, "  ", "costs about ten requests to the store; no --remote: nothing of it is checked")
+		a.wrap(2, "  ", "costs about ten requests to the store; "+noRemote+": nothing of it is checked")
+	case s.remote.text != "" || s.store.text != "":
+		a.wrap(2, "  ", "costs nothing; "+noRemote+", and "+noStore+": only the file is checked")
 	default:
 		a.wrap(2, "  ", "costs nothing; neither --remote nor --store: only the file is checked")
 	}

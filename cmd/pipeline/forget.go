@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/tidemark-sync/tidemark"
 	"github.com/tidemark-sync/tidemark/messages"
@@ -378,7 +379,7 @@ func (a *app) confirm(ctx context.Context, f forgetFlags, word string) error {
 		if r.text == word {
 			return nil
 		}
-		if r.err != nil {
+		if r.err != nil || !term.IsTerminal(int(os.Stdin.Fd())) { // there nobody's Return ended the line
 			fmt.Fprintln(a.err)
 		}
 		return errors.New("nothing was forgotten: the word was not typed (--yes does not ask)")

@@ -102,7 +102,7 @@ func hints(err error) []string {
 	case errors.Is(err, tidemark.ErrSignedOut):
 		return []string{"Nothing is lost: edits wait in the database until the user signs in again."}
 	case errors.Is(err, tidemark.ErrWrongKey):
-		return []string{"Give the key that the snapshot was made with: --key-file may be repeated, the newest first."}
+		return []string{"Give the key that the snapshot was made with: TIDEMARK_PASSPHRASE, or --key-file, which may be repeated, the newest first."}
 	case errors.Is(err, tidemark.ErrUnavailable):
 		return []string{"The server did not answer as it should: check network, URL and server."}
 	case failedDisk(err):
@@ -160,11 +160,11 @@ device restores the snapshot first. Try it first: pipeline demo`
 const settingsHelp = `
 A remote is firestore://PROJECT/users/alice[?database=NAME], where the path is
 the scope below which the collections live, or file:///DIR. A store is
-s3://BUCKET/PREFIX[?region=…&endpoint=…] or file:///DIR. What no flag says is
-read from TIDEMARK_DB, TIDEMARK_REMOTE and TIDEMARK_STORE, then from the file
-tidemark.yaml (db, remote, store, every, exclude, policies, key-file,
-recipients, budget, prices). Credentials are gcloud's and aws's, or a user's
-(TIDEMARK_FIREBASE_TOKEN_FILE); key: TIDEMARK_KEY_FILE or TIDEMARK_PASSPHRASE.
+s3://BUCKET/PREFIX[?region=…&endpoint=…] (a shell wants ? and & quoted) or
+file:///DIR. What no flag says is read from TIDEMARK_DB, TIDEMARK_REMOTE and
+TIDEMARK_STORE, then tidemark.yaml (db, remote, store, every, exclude, policies,
+key-file, recipients, budget, prices). Credentials: gcloud's and aws's, or
+TIDEMARK_FIREBASE_TOKEN_FILE; key: TIDEMARK_KEY_FILE or TIDEMARK_PASSPHRASE.
 `
 
 func (a *app) root() *cobra.Command {

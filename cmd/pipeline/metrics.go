@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"time"
@@ -56,6 +57,10 @@ func (a *app) serveMetrics(ctx context.Context, flags metricsFlags) (*served, er
 	s := &served{listener: l, metrics: prometheus.New()}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", s.metrics.Handler())
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = io.WriteString(w, `<!doctype html><title>tidemark</title><a href="/metrics">metrics</a>`+"\n")
+	})
 	s.server = &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10}
 	a.options = append(a.options, tidemark.WithObserver(s.metrics.Observe))
 	return s, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -131,9 +132,9 @@ ago, such as 2h or 90m.`,
 					return fmt.Errorf("%s is there, and is no SQLite database or a damaged one: move it away first, or name another file", s.db.text)
 				}
 				if errors.Is(err, tidemark.ErrUnsynced) {
-					return fmt.Errorf("%s: %w; --keep-unsynced restores all the same, and keeps the file beside", s.db.text, err)
+					return fmt.Errorf("%s: %s; --keep-unsynced restores all the same, and keeps the file beside", s.db.text, strings.TrimPrefix(err.Error(), "restore: "))
 				}
-				return fmt.Errorf("%s: %w", s.db.text, explain(err))
+				return fmt.Errorf("%s: %w", s.db.text, unnamed(at, explain(err)))
 			}
 			a.out.printf("%s is restored: %s, from a snapshot of %s.\n\n  snapshot  %s, %s\n  device    %s, new\n",
 				plain(s.db.text), size(r.Bytes), size(r.StoredBytes), plain(r.Generation), encrypted(r.Encrypted), plain(r.DeviceID))
@@ -144,10 +145,8 @@ ago, such as 2h or 90m.`,
 			if r.Kept != "" {
 				a.out.printf("\nThe file that was there is kept as\n  %s\n", plain(r.Kept))
 			}
-			if r.NotUploaded {
-				a.out.printf("It has rows that no other device has, and a sync does not upload them all: their\ntable is left out, the server refuses them, or the file was never attached. Keep\nit.\n")
-			} else if r.Unsynced {
-				a.out.printf("It has rows that no other device has, and is still a device: sync it once, and\nthey are everywhere. Then remove it.\n")
+			if r.Unsynced {
+				a.tellOnlyThere(ctx, r)
 			}
 			if r.ConflictsLeft > 0 {
 				a.out.printf("It has %s of another scope, and nothing else has them:\npipeline conflicts --db shows them.\n", count(r.ConflictsLeft, "conflict", "conflicts"))
@@ -161,12 +160,44 @@ ago, such as 2h or 90m.`,
 	return cmd
 }
 
+// tellOnlyThere says what to do about the rows of a file that was kept for them.
+func (a *app) tellOnlyThere(ctx context.Context, r tidemark.Restored) {
+	switch {
+	case r.NotUploaded && a.neverAttached(ctx, r.Kept):
+		a.out.printf("It was never attached, and is no device. Its rows may be in the snapshot already:\nattached and synced, they would be there twice. Copy by SQL what is missing.\n")
+	case r.NotUploaded:
+		a.out.printf("It has rows that no other device has, and a sync does not upload them all: their\ntable is left out, or the server refuses them. Keep it.\n")
+	default:
+		a.out.printf("It has rows that no other device has, and is still a device: sync it once, and\nthey are everywhere. Then remove it.\n")
+	}
+}
+
+// neverAttached reports whether a file is a database without our tables.
+func (a *app) neverAttached(ctx context.Context, name string) bool {
+	db, err := a.openDatabase(ctx, setting{text: name})
+	if err != nil {
+		return false
+	}
+	defer db.Close()
+	var ours bool
+	err = db.DB.DB.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'tidemark_tables')`).Scan(&ours)
+	return err == nil && !ours
+}
+
 // resumed says why a restore has downloaded less than the snapshot is.
 func resumed(r tidemark.Restored) string {
 	if r.Store.BytesDown < r.StoredBytes {
 		return "; the rest was here already"
 	}
 	return ""
+}
+
+// unnamed adds to the error of an --at that was taken for a name how a time is written.
+func unnamed(at string, err error) error {
+	if at == "" || !strings.Contains(err.Error(), "there is no snapshot of generation") {
+		return err
+	}
+	return fmt.Errorf("%w; a moment is written 2026-03-01T12:00:00Z, and a time ago 2h", err)
 }
 
 // parseAt tells a moment and a time ago from the name of a generation.

@@ -262,7 +262,7 @@ func TestSecretsStaySecret(t *testing.T) {
 	const xml = `<?xml version="1.0"?><Error><Code>%s</Code><Message>you said %%s</Message></Error>`
 	failures := map[string]run{
 		"wrong key file":   {args: []string{"verify", "--store", store, "--key-file", otherKey}, want: "none of the keys opens it"},
-		"wrong passphrase": {args: []string{"verify", "--store", strings.Replace(store, "/alice?", "/pass?", 1)}, env: []string{"TIDEMARK_PASSPHRASE=" + misplaced}, want: "none of the keys opens it"},
+		"wrong passphrase": {args: []string{"verify", "--store", strings.Replace(store, "/alice?", "/pass?", 1)}, env: []string{"TIDEMARK_PASSPHRASE=" + misplaced}, want: "it was encrypted with another passphrase"},
 		"short passphrase": {args: []string{"verify", "--store", store}, env: []string{"TIDEMARK_PASSPHRASE=cAnArY"}, want: "the passphrase is shorter"},
 		"no key":           {args: []string{"verify", "--store", store}, want: "encrypted"},
 		"refused S3 keys":  {args: []string{"verify", "--store", store}, env: s3Env, want: "unauthorized"},

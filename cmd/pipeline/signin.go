@@ -36,7 +36,7 @@ func signedIn() (firestore.TokenSource, error) {
 			return "", fmt.Errorf("%w: there is no file %s (%s): sign in again", tidemark.ErrSignedOut, plain(file), tokenFileVariable)
 		}
 		if err != nil {
-			return "", fmt.Errorf("%w: %w", tidemark.ErrUnauthorized, err)
+			return "", fmt.Errorf("%w: %s", tidemark.ErrUnauthorized, err.Error()) // the usage was right
 		}
 		return strings.TrimSpace(text), nil
 	}})

@@ -44,12 +44,20 @@ asks no server and costs nothing; "pipeline doctor" looks further.`,
 			if err != nil {
 				return db.failed(cause(ctx, err))
 			}
-			if asJSON {
-				return a.out.json(st)
-			}
 			chosen, err := db.choices(ctx)
 			if err != nil {
 				return err
+			}
+			if asJSON {
+				cost, err := billOf(ctx, db, s)
+				if err != nil {
+					return err
+				}
+				return a.out.json(struct {
+					tidemark.Status
+					Policies choices `json:"policies"`
+					Cost     bill    `json:"cost"`
+				}{st, chosen, cost})
 			}
 			a.out.printf("%s\n", headline(plain(s.db.text), st))
 			if err := a.tellLeft(ctx, db, st); err != nil {
@@ -64,7 +72,7 @@ asks no server and costs nothing; "pipeline doctor" looks further.`,
 			return a.tellBills(ctx, db, s)
 		},
 	}, "db", "budget")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print one Status object on standard output")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one Status object on standard output, with policies and cost")
 	return cmd
 }
 

@@ -28,7 +28,8 @@ this device is Big Brother. Rows that can never be synced are set aside, with
 the reason, and stop nobody. After an error the next sync goes on from there.
 
 A download that would delete more than half of a table, and more than 100 rows,
-stops and asks; --allow-deletes lets it, once.
+stops and asks; --allow-deletes lets it, once. The error says how to bring the
+rows back instead.
 
 Exit code 0: the cycle came to its end. 1: it did not.`,
 		Args: noArguments,
@@ -293,6 +294,8 @@ func (a *app) tellLeft(ctx context.Context, db *database, st tidemark.Status) er
 	}
 	if left > 0 && st.ForgottenOn != nil {
 		a.wrap(4, "  - ", count(left, "change was", "changes were")+" never uploaded")
+	} else if e := st.LastError; left > 0 && e != nil && strings.Contains(e.Error, tidemark.ErrMassDelete.Error()) {
+		a.wrap(4, "  - ", count(left, "change is", "changes are")+" still to be uploaded, and no sync does it until the deletes that wait are decided: `pipeline sync` says how")
 	} else if left > 0 {
 		a.wrap(4, "  - ", count(left, "change is", "changes are")+" still to be uploaded: the next sync does it")
 	}

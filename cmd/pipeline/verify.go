@@ -39,7 +39,7 @@ foreign keys, version. It installs nothing.`,
 				if err := cause(ctx, err); errors.Is(err, errInterrupted) {
 					return err
 				}
-				return explain(err)
+				return unnamed(at, explain(err))
 			}
 			how := count(int64(len(v.Chain())), "object", "objects") + ", " + encrypted(v.Encrypted)
 			a.wrap(0, "", fmt.Sprintf("Snapshot %s is sound: a database of %s from %s (%s).", v.Generation, size(v.RawSize), size(v.Download()), how))
