@@ -239,7 +239,7 @@ service cloud.firestore { match /databases/{d}/documents { match /{path=**} { al
 		t.Errorf("%v, want a refusal with the remedy", err)
 	}
 	allDirty(t, a, 30)
-	if found := problems(a, f.remote()); !slices.Equal(found, []string{"rights"}) {
+	if found := problems(a, f.remote()); !slices.Equal(found, []string{"last sync", "rights"}) {
 		t.Errorf("doctor finds %q", found)
 	}
 }

@@ -43,6 +43,7 @@ type simEvent struct {
 	value   string
 	extra   string // of the column that old devices do not have; "" there
 	old     bool   // by a device that was not upgraded
+	ahead   bool   // its clock was ahead by more than what is worth a correction
 	prev    string // the value it was made upon; "" for a new row
 	lost    bool   // its file was rolled back, or vanished, before it went up
 	excused bool   // its file was rolled back, or vanished
@@ -202,7 +203,7 @@ func (m *simModel) observe(d *simDevice, before, after map[string]simRow, touche
 			h = &simHistory{table: row.table, from: vanished[row.table]}
 			m.rows[b] = h
 		}
-		e := simEvent{device: d, at: now, touch: existed && was.value == row.value, value: row.value, extra: row.extra, old: d.old, parents: row.parents}
+		e := simEvent{device: d, at: now, touch: existed && was.value == row.value, value: row.value, extra: row.extra, old: d.old, ahead: d.offset > time.Minute, parents: row.parents}
 		if existed {
 			e.prev = was.value
 		}
@@ -460,6 +461,9 @@ func (m *simModel) livesRightly(b string, final map[string]simRow, asked map[str
 	}
 	for i := range h.events {
 		e := &h.events[i]
+		if e.ahead && del.excused && !e.deleted {
+			return true // an unsent copy of it, made before the delete, is corrected later than the delete was
+		}
 		if e.deleted || e.value == del.prev && !e.touch {
 			continue
 		}

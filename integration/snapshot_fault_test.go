@@ -237,7 +237,7 @@ func TestForgedManifests(t *testing.T) {
 			m := s.good
 			m.Current.Scope = "somebody else's"
 			return m
-		}, tidemark.ErrDamaged},
+		}, tidemark.ErrOtherScope},
 		"an older snapshot as the newest": {func(_ *testing.T, s *backedUp) messages.Manifest {
 			m := s.good
 			m.Current.Generation, m.Current.Seen = s.good.Older[1].Generation, s.good.Current.Seen
