@@ -170,6 +170,22 @@ func TestHalfACircleWaitsAsItCame(t *testing.T) {
 	wants(t, db, lettersOf)
 }
 
+// The key of a row in a circle is made of its parent's, which in documents is an id.
+func TestACircleOfKeysMadeOfKeys(t *testing.T) {
+	db, l := arrival(t, `CREATE TABLE org (id INTEGER PRIMARY KEY); CREATE TABLE site (id INTEGER PRIMARY KEY, head INTEGER, org INTEGER, FOREIGN KEY (org, head) REFERENCES emp (org, no));
+		CREATE TABLE emp (org INTEGER NOT NULL REFERENCES org (id), no INTEGER NOT NULL, boss INTEGER, site INTEGER REFERENCES site (id), PRIMARY KEY (org, no), FOREIGN KEY (org, boss) REFERENCES emp (org, no))`, AttachOptions{})
+	arrive(t, l, "org", messages.Document{ID: "o", Fields: fields{"id": int64(7)}})
+	arrive(t, l, "site", messages.Document{ID: "s", Fields: fields{"id": int64(5), "org": int64(1), "head": int64(4), "ref:org,head": "h"}})
+	arrive(t, l, "emp", messages.Document{ID: "e", Fields: fields{"org": "o", "no": int64(1), "boss": int64(1), "ref:org,boss": "e"}},
+		messages.Document{ID: "f", Fields: fields{"org": "o", "no": int64(2), "boss": int64(3), "ref:org,boss": "g"}},
+		messages.Document{ID: "g", Fields: fields{"org": "o", "no": int64(3), "boss": int64(2), "ref:org,boss": "f"}},
+		messages.Document{ID: "h", Fields: fields{"org": "o", "no": int64(4), "site": "s"}})
+	wants(t, db, `SELECT clientId || org || no || coalesce(boss, site) FROM emp ORDER BY 1`, "e711", "f723", "g732", "h745")
+	wants(t, db, `SELECT org || head FROM site`, "74")
+	wants(t, db, `SELECT "table" FROM pragma_foreign_key_check`)
+	wants(t, db, waitingOf)
+}
+
 func TestHalfACircleThatCollides(t *testing.T) {
 	for _, unique := range []UniquePolicy{Adopt, SetAside} {
 		db, l := arrival(t, `CREATE TABLE person (id INTEGER PRIMARY KEY, home INTEGER REFERENCES house (id), v TEXT UNIQUE);
