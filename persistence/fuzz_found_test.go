@@ -124,6 +124,24 @@ func TestATriggerThatIsDroppedMeanwhile(t *testing.T) {
 	wants(t, db, lettersOf)
 }
 
+// The application makes a trigger in the middle of a cycle, its first or one more: ours that
+// hold come with it.
+func TestATriggerThatComesMeanwhile(t *testing.T) {
+	for _, before := range []string{"", "CREATE TRIGGER watch AFTER INSERT ON t BEGIN SELECT 1; END;"} {
+		db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY, v); CREATE TABLE total (v);`+before, AttachOptions{})
+		arrive(t, l, "t", messages.Document{ID: "a"})
+		arrive(t, l, "total", messages.Document{ID: "kept", Fields: fields{"v": int64(1)}})
+		mustExec(t, db, `CREATE TRIGGER total AFTER INSERT ON t BEGIN DELETE FROM total; INSERT INTO total (v) SELECT count(*) FROM t; END`)
+		arrive(t, l, "t", messages.Document{ID: "b", UpdateTime: 8}, messages.Document{ID: "a", UpdateTime: 9, Deleted: true})
+		wants(t, db, `SELECT clientId FROM total`, "kept")
+		wants(t, db, `SELECT clientId FROM t`, "b")
+		wants(t, db, lettersOf)
+		if stale, err := Stale(t.Context(), db); err != nil || !stale {
+			t.Errorf("the next cycle does not attach again: %v", err)
+		}
+	}
+}
+
 func TestTheGreatestNumber(t *testing.T) {
 	for _, key := range []string{"AUTOINCREMENT", ""} {
 		db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY `+key+`, v REFERENCES t (id))`, AttachOptions{})

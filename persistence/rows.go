@@ -174,7 +174,7 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 	}
 	moved := a.moved
 	query, args, renumbered := a.insertion("INSERT"+a.p.or+" INTO ", d, cols, vals)
-	if out, err := a.done(a.tx.handle(handling("INSERT", a.p.t, d.ID), a.p, query, args...)); err != nil || out != applied {
+	if out, err := a.done(a.tx.handle(handling("INSERT", a.p.t, d.ID), query, args...)); err != nil || out != applied {
 		return out, err
 	}
 	a.know(d.ID, &rowRef{version: d.UpdateTime})
@@ -407,7 +407,7 @@ func (a *applier) keyOf(columns []string, id string) ([]any, error) {
 // follow moves the children along when a key that they refer to changed: in
 // documents they refer by id, so nothing of theirs changed.
 func (a *applier) follow(id string, before [][]any) (err error) {
-	if len(before) > 0 && a.p.reacts { // what follows is no trigger's doing
+	if len(before) > 0 && a.tx.reacts { // what follows is no trigger's doing
 		if err := a.tx.exec(`UPDATE tidemark_state SET applying = applying + 1`); err != nil {
 			return err
 		}
@@ -510,13 +510,13 @@ func (t *tx) remove(p *plan, id string) error {
 // the row.
 func (t *tx) delete(p *plan, id string) (int64, error) {
 	clear(t.keys)
-	return t.handle(handling("DELETE", p.t, id), p, `DELETE FROM `+p.name+` WHERE clientId = ?`, id)
+	return t.handle(handling("DELETE", p.t, id), `DELETE FROM `+p.name+` WHERE clientId = ?`, id)
 }
 
 // handle runs a statement that inserts or deletes one row, and nothing else may: what
 // triggers of the application insert and delete meanwhile is ignored.
-func (t *tx) handle(what string, p *plan, query string, args ...any) (int64, error) {
-	if !p.reacts {
+func (t *tx) handle(what, query string, args ...any) (int64, error) {
+	if !t.reacts {
 		return t.run(query, args...)
 	}
 	const handling = `UPDATE tidemark_state SET handling = ?`

@@ -68,12 +68,31 @@ func listeners(ctx context.Context, q queryer) (onUpdate, onTracked map[string][
 	return onUpdate, onTracked, explain(err)
 }
 
-// reacts reports whether the application has triggers, or had some when Attach came by:
-// then ours are still there.
-func reacts(ctx context.Context, q queryer) (bool, error) {
-	var yes bool
-	err := q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND (name NOT LIKE 'tidemark\_%' ESCAPE '\' OR name LIKE 'tidemark\_%\_hd' ESCAPE '\'))`).Scan(&yes)
-	return yes, explain(err)
+// listen finds out whether the application has triggers, or had some when Attach came by:
+// then ours are still there. Only within the transaction does that last. Ours are made
+// where they are missing: the application's may have come since Attach.
+func (t *tx) listen(plans []*plan) error {
+	there := map[string]bool{}
+	if err := t.each(`SELECT name FROM sqlite_master WHERE type = 'trigger'`, nil, func(scan func(...any) error) error {
+		var name string
+		err := scan(&name)
+		there[name] = true
+		t.reacts = t.reacts || !strings.HasPrefix(name, Prefix) || strings.HasSuffix(name, "_hd")
+		return err
+	}); err != nil || !t.reacts {
+		return err
+	}
+	for _, p := range plans {
+		for _, o := range p.t.listeners() {
+			if there[o.name] {
+				continue
+			}
+			if err := t.exec(o.sql); err != nil {
+				return err
+			}
+		}
+	}
+	return t.sweepAll(plans)
 }
 
 // sweepAll gives an identity to rows that came in without one.

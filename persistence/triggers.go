@@ -264,7 +264,7 @@ func (t *Table) triggers(w watch) []schemaObject {
 		all = append(all, t.afterReferenceUpdate())
 	}
 	if w.reacts {
-		all = append(all, t.holdInsert(), t.holdDelete(), t.afterTouch())
+		all = append(all, t.listeners()...)
 	}
 	return all
 }
@@ -478,6 +478,11 @@ func (t *Table) afterReferenceUpdate() schemaObject {
 				" AND d.isDirty = 1 AND d.localKey <> '' AND "+left+" ON CONFLICT DO NOTHING")
 	}
 	return t.trigger("ref", of("AFTER UPDATE", columns), "OLD.clientId IS NOT NULL AND OLD.serverId IS NOT NULL AND "+notApplying, body...)
+}
+
+// listeners are for what the application's triggers do while we apply documents.
+func (t *Table) listeners() []schemaObject {
+	return []schemaObject{t.holdInsert(), t.holdDelete(), t.afterTouch()}
 }
 
 // holdInsert and holdDelete ignore what triggers of the application's insert and delete
