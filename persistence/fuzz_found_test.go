@@ -142,6 +142,24 @@ func TestATriggerThatComesMeanwhile(t *testing.T) {
 	}
 }
 
+// The application makes the triggers of its search index after Attach. A delete that is
+// ignored takes nothing out of the index.
+func TestASearchIndexOfARowThatStays(t *testing.T) {
+	db, l := arrival(t, `CREATE TABLE seen (id); CREATE TABLE list (id INTEGER PRIMARY KEY, v); CREATE TABLE doc (id INTEGER PRIMARY KEY, list INTEGER, v TEXT);
+		CREATE TRIGGER cascade AFTER DELETE ON list BEGIN DELETE FROM doc WHERE list = OLD.id; END;`, AttachOptions{Exclude: []string{"seen"}})
+	mustExec(t, db, `CREATE TRIGGER bd BEFORE DELETE ON doc BEGIN DELETE FROM seen WHERE id = OLD.id; END; CREATE TRIGGER ai AFTER INSERT ON doc BEGIN INSERT INTO seen VALUES (NEW.id); END`)
+	mustAttach(t, db, AttachOptions{})
+	version := queryStrings(t, db, `PRAGMA schema_version`)
+	mustAttach(t, db, AttachOptions{})
+	wants(t, db, `PRAGMA schema_version`, version...)
+	arrive(t, l, "list", messages.Document{ID: "l", Fields: fields{"id": int64(1)}})
+	arrive(t, l, "doc", messages.Document{ID: "d", Fields: fields{"id": int64(5), "list": int64(1), "v": "x"}})
+	wants(t, db, `SELECT id FROM seen`, "5")
+	arrive(t, l, "list", messages.Document{ID: "l", UpdateTime: 9, Deleted: true})
+	wants(t, db, `SELECT clientId FROM doc`, "d")
+	wants(t, db, `SELECT id FROM seen`, "5")
+}
+
 func TestTheGreatestNumber(t *testing.T) {
 	for _, key := range []string{"AUTOINCREMENT", ""} {
 		db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY `+key+`, v REFERENCES t (id))`, AttachOptions{})
