@@ -160,6 +160,31 @@ func TestASearchIndexOfARowThatStays(t *testing.T) {
 	wants(t, db, `SELECT id FROM seen`, "5")
 }
 
+// UPDATE OR REPLACE deletes the other row and fires no DELETE trigger; where recursive
+// triggers are on it does.
+func TestATriggerThatWouldReplaceByAnUpdate(t *testing.T) {
+	for _, schema := range []string{"INTEGER UNIQUE", "INTEGER UNIQUE ON CONFLICT REPLACE", "INTEGER PRIMARY KEY"} {
+		for _, or := range []string{"", "OR REPLACE"} {
+			for _, recursive := range []string{"OFF", "ON"} {
+				t.Run(schema+or+recursive, func(t *testing.T) {
+					db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY, v); CREATE TABLE top (rank `+schema+`, v);
+						CREATE TRIGGER born AFTER INSERT ON t BEGIN UPDATE `+or+` top SET rank = 1 WHERE v = NEW.v; END;
+						CREATE TRIGGER changed AFTER UPDATE OF v ON t BEGIN UPDATE `+or+` top SET rank = 1 WHERE v = NEW.v; END`, AttachOptions{})
+					db.SetMaxOpenConns(1)
+					mustExec(t, db, `PRAGMA recursive_triggers = `+recursive)
+					arrive(t, l, "top", messages.Document{ID: "one", Fields: fields{"rank": int64(1), "v": "x"}}, messages.Document{ID: "two", Fields: fields{"rank": int64(2), "v": "y"}})
+					arrive(t, l, "t", messages.Document{ID: "a", UpdateTime: 8, Fields: fields{"v": "y"}})
+					arrive(t, l, "t", messages.Document{ID: "a", UpdateTime: 9, Fields: fields{"v": "z"}})
+					arrive(t, l, "t", messages.Document{ID: "a", UpdateTime: 10, Fields: fields{"v": "y"}})
+					wants(t, db, `SELECT clientId || rank FROM top ORDER BY 1`, "one1", "two2")
+					wants(t, db, `SELECT clientId || v FROM t`, "ay")
+					wants(t, db, lettersOf)
+				})
+			}
+		}
+	}
+}
+
 func TestTheGreatestNumber(t *testing.T) {
 	for _, key := range []string{"AUTOINCREMENT", ""} {
 		db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY `+key+`, v REFERENCES t (id))`, AttachOptions{})

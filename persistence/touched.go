@@ -12,8 +12,8 @@ import (
 // The application's own triggers fire when documents are applied: a search index
 // needs them to. But a counter that they raise, or a "modified at" that they set,
 // has arrived with its own document already, or will: it must not be counted here
-// once more. So what they insert into tracked tables, or delete there, is ignored
-// (holdInsert, holdDelete), and what they change is noted (tidemark_touched) and put
+// once more. So what they insert into tracked tables, or delete or replace there, is
+// ignored (holdInsert, holdDelete, holdUpdate), and what they change is noted (tidemark_touched) and put
 // back to what its document says: all of it comes from the device where the trigger
 // first fired. None of this costs anything in
 // a database without triggers of the application's.
@@ -187,7 +187,7 @@ func (a *applier) restoreRow(d *messages.Document) (done bool, err error) {
 		if try == 2 {
 			return false, nil
 		}
-		if _, err := a.tx.run("UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID)...); err != nil {
+		if _, err := a.tx.handle(handling("UPDATE", a.p.t, d.ID), "UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID)...); err != nil {
 			if _, err := a.refused(err); err != nil {
 				return false, err
 			}
