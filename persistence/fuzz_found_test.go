@@ -160,6 +160,25 @@ func TestASearchIndexOfARowThatStays(t *testing.T) {
 	wants(t, db, `SELECT id FROM seen`, "5")
 }
 
+// The application replaces a trigger, and drops one, while a page waits for its turn: what
+// is suspended comes back as it is now.
+func TestATriggerThatIsReplacedMeanwhile(t *testing.T) {
+	db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY, v, n DEFAULT 0); CREATE TRIGGER "touch it" AFTER UPDATE ON t BEGIN UPDATE t SET n = 1 WHERE id = NEW.id AND n <> 1; END;
+		CREATE TRIGGER gone AFTER UPDATE ON t BEGIN SELECT 1; END`, AttachOptions{})
+	p, err := l.planOf(t.Context(), "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const replaced = `CREATE TRIGGER "touch it" AFTER UPDATE OF v ON t BEGIN SELECT 2; END`
+	mustExec(t, db, `DROP TRIGGER "touch it"; DROP TRIGGER gone; `+replaced)
+	if err := l.write(t.Context(), func(tx *tx) error {
+		return tx.suspended(p.onUpdate, func() error { return tx.exec(`UPDATE t SET v = 1`) })
+	}); err != nil {
+		t.Fatal(err)
+	}
+	wants(t, db, `SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name NOT LIKE 'tidemark%'`, replaced)
+}
+
 // UPDATE OR REPLACE deletes the other row and fires no DELETE trigger; where recursive
 // triggers are on it does.
 func TestATriggerThatWouldReplaceByAnUpdate(t *testing.T) {

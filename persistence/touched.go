@@ -27,15 +27,24 @@ func (t *tx) suspended(list []schemaObject, fn func() error) error {
 	if err := t.row(`SELECT schemaVersion = (SELECT schema_version FROM pragma_schema_version) FROM tidemark_state`).Scan(&attached); err != nil {
 		return err
 	}
+	var current []schemaObject // the application may have replaced or dropped some since they were listed
 	for _, o := range list {
+		ok, err := found(t.row(`SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?`, o.name).Scan(&o.sql))
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue
+		}
 		if err := t.exec("DROP TRIGGER " + quote(o.name)); err != nil {
 			return err
 		}
+		current = append(current, o)
 	}
 	if err := fn(); err != nil {
 		return err
 	}
-	for _, o := range list {
+	for _, o := range current {
 		if err := t.exec(o.sql); err != nil {
 			return fmt.Errorf("create the application's trigger %q again: %w", o.name, err)
 		}
