@@ -356,8 +356,10 @@ func (s *settler) itself(a *applier, d *messages.Document) (*messages.Document, 
 			if err := s.reserve(c); err != nil {
 				return nil, err
 			}
-			a.taken = map[int64]bool{} // the number is its own by now
 			own := c.docs[k]
+			if n, ok := own.Fields[a.p.surrogate].(int64); ok {
+				delete(a.taken, n) // its own by now
+			}
 			return &own, nil
 		}
 	}

@@ -285,6 +285,16 @@ func TestHalfACircleThatCollides(t *testing.T) {
 	}
 }
 
+// A row that is merged with its own parent gets its number beforehand. Those of the rows
+// beside it stay taken.
+func TestANumberBesideARowThatRefersToItself(t *testing.T) {
+	db, l := arrival(t, `CREATE TABLE emp (id INTEGER PRIMARY KEY, name TEXT UNIQUE, boss INTEGER REFERENCES emp (id))`, AttachOptions{})
+	arrive(t, l, "emp", messages.Document{ID: "z", Fields: fields{"id": int64(1), "name": "other"}}, messages.Document{ID: "b", Fields: fields{"id": int64(2), "name": "kim"}}, messages.Document{ID: "d", Fields: fields{"id": int64(3), "name": "lee"}})
+	arrive(t, l, "emp", messages.Document{ID: "a", UpdateTime: 11, Fields: fields{"id": int64(2), "name": "kim", "boss": "b"}}, messages.Document{ID: "c", UpdateTime: 12, Fields: fields{"id": int64(1), "name": "lee"}})
+	wants(t, db, `SELECT clientId || name || (boss IS id) FROM emp ORDER BY 1`, "akim1", "clee0", "zother0")
+	wants(t, db, lettersOf)
+}
+
 func TestSurvivorsThatLeadNowhere(t *testing.T) {
 	db, l := arrival(t, `CREATE TABLE t (k TEXT PRIMARY KEY, up TEXT REFERENCES t (k))`, AttachOptions{})
 	arrive(t, l, "t", messages.Document{ID: "a", Fields: fields{"k": "one"}}, messages.Document{ID: "child", Fields: fields{"k": "two", "up": "a"}})
