@@ -70,6 +70,13 @@ CREATE TABLE emp (id INTEGER PRIMARY KEY, name TEXT, dept INTEGER REFERENCES dep
 		[]string{"dept", "emp"},
 		nil,
 	},
+	"keys that are made of the parent's": {
+		`CREATE TABLE org (id INTEGER PRIMARY KEY, name TEXT UNIQUE);
+CREATE TABLE emp (org INTEGER NOT NULL REFERENCES org(id), no INTEGER NOT NULL, name TEXT, boss INTEGER, PRIMARY KEY (org, no), FOREIGN KEY (org, boss) REFERENCES emp (org, no)` + deferred + `);`,
+		`INSERT INTO org (id, name) VALUES (100 - %[1]d, 'o%[1]d'); INSERT INTO emp (org, no, name, boss) VALUES (100 - %[1]d, 1, 'e%[1]d', 1);`,
+		[]string{"org", "emp"},
+		nil,
+	},
 }
 
 // device attaches a device with the policies given, and makes its circles.

@@ -106,10 +106,8 @@ func (l *Local) applying(ctx context.Context, p *plan, plans []*plan, counts *me
 		*counts = messages.Counts{}
 		at := docKey{}
 		err := l.writePage(ctx, func(tx *tx) error {
-			if p.reacts {
-				if err := tx.sweepAll(plans); err != nil {
-					return err
-				}
+			if err := tx.listen(plans); err != nil {
+				return err
 			}
 			a, err := newApplier(tx, p, counts)
 			if err != nil {
@@ -121,7 +119,7 @@ func (l *Local) applying(ctx context.Context, p *plan, plans []*plan, counts *me
 				return err
 			}
 			at = docKey{}
-			if p.reacts {
+			if tx.reacts {
 				if err := a.putBack(docs); err != nil {
 					return err
 				}

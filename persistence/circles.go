@@ -288,15 +288,57 @@ func (s *settler) reserve(c *circle) error {
 			}
 			chosen[number{k.table, n}] = true
 		}
-		for _, r := range s.refsTo(p) {
-			key := make([]any, len(r.fk.ParentColumns))
-			for n, col := range r.fk.ParentColumns {
-				key[n] = toSQL(d.Fields[p.column(col)])
+	}
+	for again, rounds := true, 0; again && rounds <= len(s.plans); rounds++ { // a key may be made of its parent's, and that of its parent's
+		again = false
+		for _, k := range c.order {
+			p, d := s.byName[k.table], c.docs[k]
+			a, err := s.applier(p)
+			if err != nil {
+				return err
 			}
-			s.tx.promised[r.cacheKey(k.id)] = key
+			for _, r := range s.refsTo(p) {
+				key := make([]any, len(r.fk.ParentColumns))
+				for n, col := range r.fk.ParentColumns {
+					if key[n], err = a.keyPart(&d, col); err != nil {
+						return err
+					}
+				}
+				again = again || !slices.EqualFunc(s.tx.promised[r.cacheKey(k.id)], key, equal)
+				s.tx.promised[r.cacheKey(k.id)] = key
+			}
 		}
 	}
 	return nil
+}
+
+// keyPart is what a new row will have in a column that others refer to: the document's
+// value, or its parent's where the column refers to one. A row of the same table has the
+// same there.
+func (a *applier) keyPart(d *messages.Document, column string) (any, error) {
+	column = a.p.column(column)
+	at := slices.IndexFunc(a.p.cols, func(c plannedColumn) bool { return c.Name == column })
+	if at < 0 {
+		return toSQL(d.Fields[column]), nil
+	}
+	refs := a.p.refs
+	if i := a.p.cols[at].ref; i >= 0 {
+		refs = refs[i : i+1]
+	}
+	for i := range refs {
+		r := &refs[i]
+		id, ok := d.Fields[r.field].(string)
+		n := slices.Index(r.cols, at)
+		if !ok || n < 0 || r.parent == a.p.t && len(r.cols) > 1 {
+			continue
+		}
+		if key, err := a.parentKey(r, id); err != nil {
+			return nil, err
+		} else if key != nil {
+			return key[n], nil
+		}
+	}
+	return toSQL(d.Fields[a.p.cols[at].Name]), nil
 }
 
 // itself promises a new row its own key where it refers to a row that has been merged into
@@ -318,8 +360,10 @@ func (s *settler) itself(a *applier, d *messages.Document) (*messages.Document, 
 			if err := s.reserve(c); err != nil {
 				return nil, err
 			}
-			a.taken = map[int64]bool{} // the number is its own by now
 			own := c.docs[k]
+			if n, ok := own.Fields[a.p.surrogate].(int64); ok {
+				delete(a.taken, n) // its own by now
+			}
 			return &own, nil
 		}
 	}

@@ -170,5 +170,5 @@ func (a *applier) insertRaw(d *messages.Document, old []any) (outcome, error) {
 	if len(set) == 0 {
 		return applied, nil
 	}
-	return a.put("UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID))
+	return a.put(d.ID, "UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID))
 }

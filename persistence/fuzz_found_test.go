@@ -124,6 +124,86 @@ func TestATriggerThatIsDroppedMeanwhile(t *testing.T) {
 	wants(t, db, lettersOf)
 }
 
+// The application makes a trigger in the middle of a cycle, its first or one more: ours that
+// hold come with it.
+func TestATriggerThatComesMeanwhile(t *testing.T) {
+	for _, before := range []string{"", "CREATE TRIGGER watch AFTER INSERT ON t BEGIN SELECT 1; END;"} {
+		db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY, v); CREATE TABLE total (v);`+before, AttachOptions{})
+		arrive(t, l, "t", messages.Document{ID: "a"})
+		arrive(t, l, "total", messages.Document{ID: "kept", Fields: fields{"v": int64(1)}})
+		mustExec(t, db, `CREATE TRIGGER total AFTER INSERT ON t BEGIN DELETE FROM total; INSERT INTO total (v) SELECT count(*) FROM t; END`)
+		arrive(t, l, "t", messages.Document{ID: "b", UpdateTime: 8}, messages.Document{ID: "a", UpdateTime: 9, Deleted: true})
+		wants(t, db, `SELECT clientId FROM total`, "kept")
+		wants(t, db, `SELECT clientId FROM t`, "b")
+		wants(t, db, lettersOf)
+		if stale, err := Stale(t.Context(), db); err != nil || !stale {
+			t.Errorf("the next cycle does not attach again: %v", err)
+		}
+	}
+}
+
+// The application makes the triggers of its search index after Attach. A delete that is
+// ignored takes nothing out of the index.
+func TestASearchIndexOfARowThatStays(t *testing.T) {
+	db, l := arrival(t, `CREATE TABLE seen (id); CREATE TABLE list (id INTEGER PRIMARY KEY, v); CREATE TABLE doc (id INTEGER PRIMARY KEY, list INTEGER, v TEXT);
+		CREATE TRIGGER cascade AFTER DELETE ON list BEGIN DELETE FROM doc WHERE list = OLD.id; END;`, AttachOptions{Exclude: []string{"seen"}})
+	mustExec(t, db, `CREATE TRIGGER bd BEFORE DELETE ON doc BEGIN DELETE FROM seen WHERE id = OLD.id; END; CREATE TRIGGER ai AFTER INSERT ON doc BEGIN INSERT INTO seen VALUES (NEW.id); END`)
+	mustAttach(t, db, AttachOptions{})
+	version := queryStrings(t, db, `PRAGMA schema_version`)
+	mustAttach(t, db, AttachOptions{})
+	wants(t, db, `PRAGMA schema_version`, version...)
+	arrive(t, l, "list", messages.Document{ID: "l", Fields: fields{"id": int64(1)}})
+	arrive(t, l, "doc", messages.Document{ID: "d", Fields: fields{"id": int64(5), "list": int64(1), "v": "x"}})
+	wants(t, db, `SELECT id FROM seen`, "5")
+	arrive(t, l, "list", messages.Document{ID: "l", UpdateTime: 9, Deleted: true})
+	wants(t, db, `SELECT clientId FROM doc`, "d")
+	wants(t, db, `SELECT id FROM seen`, "5")
+}
+
+// The application replaces a trigger, and drops one, while a page waits for its turn: what
+// is suspended comes back as it is now.
+func TestATriggerThatIsReplacedMeanwhile(t *testing.T) {
+	db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY, v, n DEFAULT 0); CREATE TRIGGER "touch it" AFTER UPDATE ON t BEGIN UPDATE t SET n = 1 WHERE id = NEW.id AND n <> 1; END;
+		CREATE TRIGGER gone AFTER UPDATE ON t BEGIN SELECT 1; END`, AttachOptions{})
+	p, err := l.planOf(t.Context(), "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const replaced = `CREATE TRIGGER "touch it" AFTER UPDATE OF v ON t BEGIN SELECT 2; END`
+	mustExec(t, db, `DROP TRIGGER "touch it"; DROP TRIGGER gone; `+replaced)
+	if err := l.write(t.Context(), func(tx *tx) error {
+		return tx.suspended(p.onUpdate, func() error { return tx.exec(`UPDATE t SET v = 1`) })
+	}); err != nil {
+		t.Fatal(err)
+	}
+	wants(t, db, `SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name NOT LIKE 'tidemark%'`, replaced)
+}
+
+// UPDATE OR REPLACE deletes the other row and fires no DELETE trigger; where recursive
+// triggers are on it does.
+func TestATriggerThatWouldReplaceByAnUpdate(t *testing.T) {
+	for _, schema := range []string{"INTEGER UNIQUE", "INTEGER UNIQUE ON CONFLICT REPLACE", "INTEGER PRIMARY KEY"} {
+		for _, or := range []string{"", "OR REPLACE"} {
+			for _, recursive := range []string{"OFF", "ON"} {
+				t.Run(schema+or+recursive, func(t *testing.T) {
+					db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY, v); CREATE TABLE top (rank `+schema+`, v);
+						CREATE TRIGGER born AFTER INSERT ON t BEGIN UPDATE `+or+` top SET rank = 1 WHERE v = NEW.v; END;
+						CREATE TRIGGER changed AFTER UPDATE OF v ON t BEGIN UPDATE `+or+` top SET rank = 1 WHERE v = NEW.v; END`, AttachOptions{})
+					db.SetMaxOpenConns(1)
+					mustExec(t, db, `PRAGMA recursive_triggers = `+recursive)
+					arrive(t, l, "top", messages.Document{ID: "one", Fields: fields{"rank": int64(1), "v": "x"}}, messages.Document{ID: "two", Fields: fields{"rank": int64(2), "v": "y"}})
+					arrive(t, l, "t", messages.Document{ID: "a", UpdateTime: 8, Fields: fields{"v": "y"}})
+					arrive(t, l, "t", messages.Document{ID: "a", UpdateTime: 9, Fields: fields{"v": "z"}})
+					arrive(t, l, "t", messages.Document{ID: "a", UpdateTime: 10, Fields: fields{"v": "y"}})
+					wants(t, db, `SELECT clientId || rank FROM top ORDER BY 1`, "one1", "two2")
+					wants(t, db, `SELECT clientId || v FROM t`, "ay")
+					wants(t, db, lettersOf)
+				})
+			}
+		}
+	}
+}
+
 func TestTheGreatestNumber(t *testing.T) {
 	for _, key := range []string{"AUTOINCREMENT", ""} {
 		db, l := arrival(t, `CREATE TABLE t (id INTEGER PRIMARY KEY `+key+`, v REFERENCES t (id))`, AttachOptions{})
@@ -170,6 +250,22 @@ func TestHalfACircleWaitsAsItCame(t *testing.T) {
 	wants(t, db, lettersOf)
 }
 
+// The key of a row in a circle is made of its parent's, which in documents is an id.
+func TestACircleOfKeysMadeOfKeys(t *testing.T) {
+	db, l := arrival(t, `CREATE TABLE org (id INTEGER PRIMARY KEY); CREATE TABLE site (id INTEGER PRIMARY KEY, head INTEGER, org INTEGER, FOREIGN KEY (org, head) REFERENCES emp (org, no));
+		CREATE TABLE emp (org INTEGER NOT NULL REFERENCES org (id), no INTEGER NOT NULL, boss INTEGER, site INTEGER REFERENCES site (id), PRIMARY KEY (org, no), FOREIGN KEY (org, boss) REFERENCES emp (org, no))`, AttachOptions{})
+	arrive(t, l, "org", messages.Document{ID: "o", Fields: fields{"id": int64(7)}})
+	arrive(t, l, "site", messages.Document{ID: "s", Fields: fields{"id": int64(5), "org": int64(1), "head": int64(4), "ref:org,head": "h"}})
+	arrive(t, l, "emp", messages.Document{ID: "e", Fields: fields{"org": "o", "no": int64(1), "boss": int64(1), "ref:org,boss": "e"}},
+		messages.Document{ID: "f", Fields: fields{"org": "o", "no": int64(2), "boss": int64(3), "ref:org,boss": "g"}},
+		messages.Document{ID: "g", Fields: fields{"org": "o", "no": int64(3), "boss": int64(2), "ref:org,boss": "f"}},
+		messages.Document{ID: "h", Fields: fields{"org": "o", "no": int64(4), "site": "s"}})
+	wants(t, db, `SELECT clientId || org || no || coalesce(boss, site) FROM emp ORDER BY 1`, "e711", "f723", "g732", "h745")
+	wants(t, db, `SELECT org || head FROM site`, "74")
+	wants(t, db, `SELECT "table" FROM pragma_foreign_key_check`)
+	wants(t, db, waitingOf)
+}
+
 func TestHalfACircleThatCollides(t *testing.T) {
 	for _, unique := range []UniquePolicy{Adopt, SetAside} {
 		db, l := arrival(t, `CREATE TABLE person (id INTEGER PRIMARY KEY, home INTEGER REFERENCES house (id), v TEXT UNIQUE);
@@ -187,6 +283,16 @@ func TestHalfACircleThatCollides(t *testing.T) {
 			wants(t, db, waitingOf, "h")
 		}
 	}
+}
+
+// A row that is merged with its own parent gets its number beforehand. Those of the rows
+// beside it stay taken.
+func TestANumberBesideARowThatRefersToItself(t *testing.T) {
+	db, l := arrival(t, `CREATE TABLE emp (id INTEGER PRIMARY KEY, name TEXT UNIQUE, boss INTEGER REFERENCES emp (id))`, AttachOptions{})
+	arrive(t, l, "emp", messages.Document{ID: "z", Fields: fields{"id": int64(1), "name": "other"}}, messages.Document{ID: "b", Fields: fields{"id": int64(2), "name": "kim"}}, messages.Document{ID: "d", Fields: fields{"id": int64(3), "name": "lee"}})
+	arrive(t, l, "emp", messages.Document{ID: "a", UpdateTime: 11, Fields: fields{"id": int64(2), "name": "kim", "boss": "b"}}, messages.Document{ID: "c", UpdateTime: 12, Fields: fields{"id": int64(1), "name": "lee"}})
+	wants(t, db, `SELECT clientId || name || (boss IS id) FROM emp ORDER BY 1`, "akim1", "clee0", "zother0")
+	wants(t, db, lettersOf)
 }
 
 func TestSurvivorsThatLeadNowhere(t *testing.T) {

@@ -124,9 +124,9 @@ func (a *attacher) suspended(t *Table, fn func() error) error {
 // dropObjects drops our triggers and indexes on a table that are not as they
 // should be.
 func (a *attacher) dropObjects(table string, keep []schemaObject) error {
-	kept := a.objects[fold(table)][:0]
-	for _, o := range a.objects[fold(table)] {
-		if !o.ours || slices.Contains(keep, o.schemaObject) {
+	var kept []masterObject
+	for i, o := range a.objects[fold(table)] {
+		if !o.ours || slices.Contains(keep, o.schemaObject) && !a.precedes(table, i) {
 			kept = append(kept, o)
 			continue
 		}
@@ -136,6 +136,17 @@ func (a *attacher) dropObjects(table string, keep []schemaObject) error {
 	}
 	a.objects[fold(table)] = kept
 	return nil
+}
+
+// precedes reports whether one of ours that ignore statements is older than a trigger of
+// the application's on the table. SQLite runs the newest one first, and what runs before
+// ours is not ignored: a search index would lose a row that stays.
+func (a *attacher) precedes(table string, at int) bool {
+	list := a.objects[fold(table)]
+	return (list[at].name == objectName(table, "hi") || list[at].name == objectName(table, "hd")) && slices.ContainsFunc(list[at:], func(o masterObject) bool {
+		event, _ := o.event()
+		return !o.ours && o.kind == "trigger" && (event == "INSERT" || event == "DELETE")
+	})
 }
 
 // install creates the indexes and triggers that are missing and tries them.

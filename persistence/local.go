@@ -79,6 +79,7 @@ type tx struct {
 	// any row is deleted or changes its key, and those that were promised to rows of a
 	// circle that are about to go in.
 	keys, promised map[string][]any
+	reacts         bool // the application has triggers, see listen
 }
 
 // write runs fn in one transaction. Whatever fn returns as an error undoes it all.

@@ -25,7 +25,6 @@ type plan struct {
 	selectSQL string
 	options   TableOptions
 	resolver  Resolver // for the policy ByApplication
-	reacts    bool     // the application has triggers, on this table or another
 	// The application's UPDATE triggers on this table: all, and those that fire when our
 	// columns change.
 	onUpdate, onTracked []schemaObject
@@ -84,10 +83,6 @@ func (l *Local) Schema(ctx context.Context) (*Schema, error) {
 		}
 		plans[t.Name] = p
 	}
-	live, err := reacts(ctx, l.db.DB)
-	if err != nil {
-		return nil, err
-	}
 	onUpdate, onTracked, err := listeners(ctx, l.db.DB)
 	if err != nil {
 		return nil, fmt.Errorf("read the schema: %w", err)
@@ -97,7 +92,7 @@ func (l *Local) Schema(ctx context.Context) (*Schema, error) {
 		return nil, fmt.Errorf("read the schema: %w", explain(err))
 	}
 	for _, p := range plans {
-		p.reacts, p.all, p.declared = live, plans, says[fold(p.t.Name)]
+		p.all, p.declared = plans, says[fold(p.t.Name)]
 		p.onUpdate, p.onTracked = onUpdate[fold(p.t.Name)], onTracked[fold(p.t.Name)]
 	}
 	options, err := loadOptions(ctx, l.db.DB)

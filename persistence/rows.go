@@ -174,7 +174,7 @@ func (a *applier) insert(d *messages.Document) (outcome, error) {
 	}
 	moved := a.moved
 	query, args, renumbered := a.insertion("INSERT"+a.p.or+" INTO ", d, cols, vals)
-	if out, err := a.done(a.tx.handle(handling("INSERT", a.p.t, d.ID), a.p, query, args...)); err != nil || out != applied {
+	if out, err := a.done(a.tx.handle(handling("INSERT", a.p.t, d.ID), query, args...)); err != nil || out != applied {
 		return out, err
 	}
 	a.know(d.ID, &rowRef{version: d.UpdateTime})
@@ -295,7 +295,7 @@ func (a *applier) update(d *messages.Document, updatedOn int64) (outcome, error)
 		first = "serverId = clientId, "
 	}
 	args = append(args, d.ID)
-	if out, err := a.put(a.updates.text(first, given, a.p.updateSQL), args); err != nil || out != applied {
+	if out, err := a.put(d.ID, a.updates.text(first, given, a.p.updateSQL), args); err != nil || out != applied {
 		return out, err
 	}
 	if dirty == 0 {
@@ -366,7 +366,7 @@ func (a *applier) fill(d *messages.Document, r *rowRef) (outcome, error) {
 	if len(set) == 0 {
 		return skipped, nil
 	}
-	return a.put("UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID))
+	return a.put(d.ID, "UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID))
 }
 
 // isDefault reports whether a value is what ALTER TABLE ADD COLUMN put into every
@@ -407,7 +407,7 @@ func (a *applier) keyOf(columns []string, id string) ([]any, error) {
 // follow moves the children along when a key that they refer to changed: in
 // documents they refer by id, so nothing of theirs changed.
 func (a *applier) follow(id string, before [][]any) (err error) {
-	if len(before) > 0 && a.p.reacts { // what follows is no trigger's doing
+	if len(before) > 0 && a.tx.reacts { // what follows is no trigger's doing
 		if err := a.tx.exec(`UPDATE tidemark_state SET applying = applying + 1`); err != nil {
 			return err
 		}
@@ -480,9 +480,9 @@ func (a *applier) below(c childRef, where []string, key []any) ([]followed, erro
 	return out, err
 }
 
-// put runs a statement that writes one row.
-func (a *applier) put(query string, args []any) (outcome, error) {
-	return a.done(a.tx.run(query, args...))
+// put runs a statement that updates one row.
+func (a *applier) put(id, query string, args []any) (outcome, error) {
+	return a.done(a.tx.handle(handling("UPDATE", a.p.t, id), query, args...))
 }
 
 // done decides what came of a statement that was to write one row.
@@ -510,13 +510,13 @@ func (t *tx) remove(p *plan, id string) error {
 // the row.
 func (t *tx) delete(p *plan, id string) (int64, error) {
 	clear(t.keys)
-	return t.handle(handling("DELETE", p.t, id), p, `DELETE FROM `+p.name+` WHERE clientId = ?`, id)
+	return t.handle(handling("DELETE", p.t, id), `DELETE FROM `+p.name+` WHERE clientId = ?`, id)
 }
 
-// handle runs a statement that inserts or deletes one row, and nothing else may: what
-// triggers of the application insert and delete meanwhile is ignored.
-func (t *tx) handle(what string, p *plan, query string, args ...any) (int64, error) {
-	if !p.reacts {
+// handle runs a statement that inserts, updates or deletes one row, and nothing else may:
+// what triggers of the application insert, delete and replace meanwhile is ignored.
+func (t *tx) handle(what, query string, args ...any) (int64, error) {
+	if !t.reacts {
 		return t.run(query, args...)
 	}
 	const handling = `UPDATE tidemark_state SET handling = ?`

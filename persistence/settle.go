@@ -49,10 +49,8 @@ func (l *Local) settle(ctx context.Context, plans []*plan, asked map[string][]st
 		if err := tx.row(`SELECT cutBroken FROM tidemark_state`).Scan(&broken); err != nil {
 			return err
 		}
-		if plans[0].reacts {
-			if err := tx.sweepAll(plans); err != nil {
-				return err
-			}
+		if err := tx.listen(plans); err != nil {
+			return err
 		}
 		if err := s.undelete(fetched, false); err != nil {
 			return err
@@ -94,7 +92,7 @@ func (l *Local) settle(ctx context.Context, plans []*plan, asked map[string][]st
 			if err := s.withdraw(); err != nil {
 				return err
 			}
-			if plans[0].reacts {
+			if tx.reacts {
 				if err := s.touched(fetched); err != nil || len(out.Lookup) > 0 {
 					return err
 				}

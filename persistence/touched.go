@@ -12,11 +12,11 @@ import (
 // The application's own triggers fire when documents are applied: a search index
 // needs them to. But a counter that they raise, or a "modified at" that they set,
 // has arrived with its own document already, or will: it must not be counted here
-// once more. So what they insert into tracked tables, or delete there, is ignored
-// (holdInsert, holdDelete), and what they change is noted (tidemark_touched) and put
-// back to what its document says: all of it comes from the device where the trigger
-// first fired. None of this costs anything in
-// a database without triggers of the application's.
+// once more. So what they insert into tracked tables, or delete or replace there, is
+// ignored (holdInsert, holdDelete, holdUpdate), and what they change is noted
+// (tidemark_touched) and put back to what its document says: all of it comes from the
+// device where the trigger first fired. None of this costs anything to speak of in a
+// database without triggers of the application's.
 
 // suspended runs fn without some of the application's UPDATE triggers, as Attach does.
 func (t *tx) suspended(list []schemaObject, fn func() error) error {
@@ -27,15 +27,24 @@ func (t *tx) suspended(list []schemaObject, fn func() error) error {
 	if err := t.row(`SELECT schemaVersion = (SELECT schema_version FROM pragma_schema_version) FROM tidemark_state`).Scan(&attached); err != nil {
 		return err
 	}
+	var current []schemaObject // the application may have replaced or dropped some since they were listed
 	for _, o := range list {
+		ok, err := found(t.row(`SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?`, o.name).Scan(&o.sql))
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue
+		}
 		if err := t.exec("DROP TRIGGER " + quote(o.name)); err != nil {
 			return err
 		}
+		current = append(current, o)
 	}
 	if err := fn(); err != nil {
 		return err
 	}
-	for _, o := range list {
+	for _, o := range current {
 		if err := t.exec(o.sql); err != nil {
 			return fmt.Errorf("create the application's trigger %q again: %w", o.name, err)
 		}
@@ -68,12 +77,31 @@ func listeners(ctx context.Context, q queryer) (onUpdate, onTracked map[string][
 	return onUpdate, onTracked, explain(err)
 }
 
-// reacts reports whether the application has triggers, or had some when Attach came by:
-// then ours are still there.
-func reacts(ctx context.Context, q queryer) (bool, error) {
-	var yes bool
-	err := q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND (name NOT LIKE 'tidemark\_%' ESCAPE '\' OR name LIKE 'tidemark\_%\_hd' ESCAPE '\'))`).Scan(&yes)
-	return yes, explain(err)
+// listen finds out whether the application has triggers, or had some when Attach came by:
+// then ours are still there. Only within the transaction does that last. Ours are made
+// where they are missing: the application's may have come since Attach.
+func (t *tx) listen(plans []*plan) error {
+	there := map[string]bool{}
+	if err := t.each(`SELECT name FROM sqlite_master WHERE type = 'trigger'`, nil, func(scan func(...any) error) error {
+		var name string
+		err := scan(&name)
+		there[name] = true
+		t.reacts = t.reacts || !strings.HasPrefix(name, Prefix) || strings.HasSuffix(name, "_hd")
+		return err
+	}); err != nil || !t.reacts {
+		return err
+	}
+	for _, p := range plans {
+		for _, o := range p.t.listeners() {
+			if there[o.name] {
+				continue
+			}
+			if err := t.exec(o.sql); err != nil {
+				return err
+			}
+		}
+	}
+	return t.sweepAll(plans)
 }
 
 // sweepAll gives an identity to rows that came in without one.
@@ -168,7 +196,7 @@ func (a *applier) restoreRow(d *messages.Document) (done bool, err error) {
 		if try == 2 {
 			return false, nil
 		}
-		if _, err := a.tx.run("UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID)...); err != nil {
+		if _, err := a.tx.handle(handling("UPDATE", a.p.t, d.ID), "UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID)...); err != nil {
 			if _, err := a.refused(err); err != nil {
 				return false, err
 			}

@@ -264,7 +264,7 @@ func (t *Table) triggers(w watch) []schemaObject {
 		all = append(all, t.afterReferenceUpdate())
 	}
 	if w.reacts {
-		all = append(all, t.holdInsert(), t.holdDelete(), t.afterTouch())
+		all = append(all, t.listeners()...)
 	}
 	return all
 }
@@ -480,6 +480,11 @@ func (t *Table) afterReferenceUpdate() schemaObject {
 	return t.trigger("ref", of("AFTER UPDATE", columns), "OLD.clientId IS NOT NULL AND OLD.serverId IS NOT NULL AND "+notApplying, body...)
 }
 
+// listeners are for what the application's triggers do while we apply documents.
+func (t *Table) listeners() []schemaObject {
+	return []schemaObject{t.holdInsert(), t.holdDelete(), t.holdUpdate(), t.afterTouch()}
+}
+
 // holdInsert and holdDelete ignore what triggers of the application's insert and delete
 // while we apply documents: we say which row we handle. Before the statement does
 // anything, for OR REPLACE would delete in silence.
@@ -490,7 +495,18 @@ func (t *Table) hold(kind, event, id string) schemaObject {
 	return t.trigger(kind, "BEFORE "+event, "(SELECT applying > 0 AND handling IS NOT "+literal(handling(event, t, ""))+" || coalesce("+id+", '') FROM tidemark_state)", "SELECT RAISE(IGNORE)")
 }
 
-// handling says that we INSERT or DELETE a row of a table.
+// holdUpdate ignores what a trigger's UPDATE OR REPLACE would replace, which fires no other
+// trigger of ours. What we update ourselves and do not announce is told of a collision.
+func (t *Table) holdUpdate() schemaObject {
+	var collides []string
+	for _, k := range t.uniqueKeys() {
+		collides = append(collides, "EXISTS (SELECT 1 FROM "+quote(t.Name)+" WHERE "+t.collides(k)+" AND clientId IS NOT OLD.clientId)")
+	}
+	return t.trigger("hu", of("BEFORE UPDATE", t.keyColumns()), "(SELECT applying > 0 AND handling IS NOT "+literal(handling("UPDATE", t, ""))+" || coalesce(OLD.clientId, '') AND handling IS NOT NULL FROM tidemark_state)"+
+		" AND ("+strings.Join(collides, " OR ")+")", "SELECT RAISE(IGNORE)")
+}
+
+// handling says that we INSERT, UPDATE or DELETE a row of a table.
 func handling(event string, t *Table, id string) string { return event + " " + t.Name + " " + id }
 
 // afterTouch notes a row that a trigger of the application's changes while we apply
