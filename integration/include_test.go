@@ -40,6 +40,28 @@ func TestATableTakenBackAfterThePurge(t *testing.T) {
 	})
 }
 
+// Nobody notes what is deleted in a table that is excluded.
+func TestATableTakenBackBringsBackWhatWasDeletedThere(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, treeSchema)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO loop (name) VALUES ('stays'), ('goes')`)
+	rounds(2, a, b)
+	if _, err := tidemark.Attach(t.Context(), b.db, tidemark.Table{Name: "loop", Exclude: true}); err != nil {
+		t.Fatal(err)
+	}
+	b.exec(`DELETE FROM loop WHERE name = 'goes'`)
+	b.sync()
+	if _, err := tidemark.Attach(t.Context(), b.db, tidemark.Table{Name: "loop", Include: true}); err != nil {
+		t.Fatal(err)
+	}
+	rounds(2, b, a)
+	same(t, a, b)
+	if got := names(t, b, "loop"); got != "[goes stays]" {
+		t.Errorf("b has %s", got)
+	}
+}
+
 // While it was excluded, a row was edited on one side and nowhere else.
 func TestATableTakenBackGetsTheEditsOfBothSides(t *testing.T) {
 	t.Parallel()
