@@ -90,26 +90,17 @@ func (db *database) inhabited(ctx context.Context) error {
 
 // otherObjects are what looks like a table and is none that could be synced.
 func (db *database) otherObjects(ctx context.Context) ([]string, error) {
-	rows, err := db.DB.DB.QueryContext(ctx, `SELECT name || iif(type = 'view', ' (view)', ' (virtual)') FROM sqlite_master
+	return db.names(ctx, `SELECT name || iif(type = 'view', ' (view)', ' (virtual)') FROM sqlite_master
 		WHERE (type = 'view' OR type = 'table' AND sql LIKE 'CREATE VIRTUAL TABLE%') AND name NOT GLOB 'tidemark_*' ORDER BY name`)
-	if err != nil {
-		return nil, db.failed(explain(err))
-	}
-	defer rows.Close()
-	var out []string
-	for rows.Next() {
-		var name string
-		if err := rows.Scan(&name); err != nil {
-			return nil, db.failed(explain(err))
-		}
-		out = append(out, name)
-	}
-	return out, db.failed(explain(rows.Err()))
 }
 
 // excluded lists the tables that are there and left out of sync.
 func (db *database) excluded(ctx context.Context) ([]string, error) {
-	rows, err := db.DB.DB.QueryContext(ctx, `SELECT name FROM sqlite_master WHERE type = 'table' AND lower(name) IN (SELECT lower(tableName) FROM tidemark_tables WHERE excluded = 1) ORDER BY name`)
+	return db.names(ctx, `SELECT name FROM sqlite_master WHERE type = 'table' AND lower(name) IN (SELECT lower(tableName) FROM tidemark_tables WHERE excluded = 1) ORDER BY name`)
+}
+
+func (db *database) names(ctx context.Context, query string) ([]string, error) {
+	rows, err := db.DB.DB.QueryContext(ctx, query)
 	if err != nil {
 		return nil, db.failed(explain(err))
 	}
