@@ -25,6 +25,7 @@ type simModel struct {
 	beaten  map[string]bool // those in conflicts
 	final   map[string]bool // those that everybody has in the end, column by column
 	muddled map[string]bool // rows whose version before an edit a device may not know any more
+	cloned  map[*simDevice]bool
 	problem func(class, format string, args ...any)
 }
 
@@ -43,7 +44,7 @@ type simEvent struct {
 	value   string
 	extra   string // of the column that old devices do not have; "" there
 	old     bool   // by a device that was not upgraded
-	ahead   bool   // its clock was ahead by more than what is worth a correction
+	off     bool   // its clock was wrong by more than what is worth a correction
 	prev    string // the value it was made upon; "" for a new row
 	lost    bool   // its file was rolled back, or vanished, before it went up
 	excused bool   // its file was rolled back, or vanished
@@ -203,7 +204,7 @@ func (m *simModel) observe(d *simDevice, before, after map[string]simRow, touche
 			h = &simHistory{table: row.table, from: vanished[row.table]}
 			m.rows[b] = h
 		}
-		e := simEvent{device: d, at: now, touch: existed && was.value == row.value, value: row.value, extra: row.extra, old: d.old, ahead: d.offset > time.Minute, parents: row.parents}
+		e := simEvent{device: d, at: now, touch: existed && was.value == row.value, value: row.value, extra: row.extra, old: d.old, off: d.offset.Abs() > time.Minute, parents: row.parents}
 		if existed {
 			e.prev = was.value
 		}
@@ -216,7 +217,7 @@ func (m *simModel) observe(d *simDevice, before, after map[string]simRow, touche
 				m.problem("unknown", "%s had row %s, which nobody made", d.name, before[b].line)
 				continue
 			}
-			m.rows[b].events = append(m.rows[b].events, simEvent{device: d, at: now, deleted: true, prev: before[b].value, before: before})
+			m.rows[b].events = append(m.rows[b].events, simEvent{device: d, at: now, deleted: true, prev: before[b].value, off: d.offset.Abs() > time.Minute, before: before})
 			said = append(said, b+" deleted")
 		}
 	}
@@ -461,8 +462,8 @@ func (m *simModel) livesRightly(b string, final map[string]simRow, asked map[str
 	}
 	for i := range h.events {
 		e := &h.events[i]
-		if e.ahead && del.excused && !e.deleted {
-			return true // an unsent copy of it, made before the delete, is corrected later than the delete was
+		if (e.off || del.off) && (del.excused || m.cloned[e.device]) && !e.deleted {
+			return true // an unsent copy of it, made before the delete, may be corrected later than the delete was
 		}
 		if e.deleted || e.value == del.prev && !e.touch {
 			continue
@@ -478,6 +479,12 @@ func (m *simModel) livesRightly(b string, final map[string]simRow, asked map[str
 	}
 	if h.table.merges && m.merged(final) {
 		return true
+	}
+	// Somebody else edited, later, the row in whose place it came: it is the same document.
+	for _, from := range h.from {
+		if o := m.rows[from]; o != nil && h.table.combine != "" && slices.ContainsFunc(o.events, func(e simEvent) bool { return !e.deleted && e.at.After(del.at) }) {
+			return true
+		}
 	}
 	// A child that was deleted with it and lives on rightly holds it.
 	for c, row := range final {
