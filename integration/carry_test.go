@@ -160,16 +160,22 @@ func TestARestoreKeepsThatAConflictWasRestored(t *testing.T) {
 	}
 	b = f.on(b.path, b.db, tidemark.WithBackup(1000, 1000*time.Hour, 4))
 	b.restoreConflict(lost.ID)
-	b.sync()
-	before, _ := json.Marshal(b.conflicts())
-	_ = b.db.Close()
-	if _, err := tidemark.Restore(t.Context(), b.path, f.store()); err != nil {
-		t.Fatal(err)
+	f.keepsConflicts(b)
+}
+
+// keepsConflicts restores over a device's file: its conflicts are what they were.
+func (f *fleet) keepsConflicts(d *device) {
+	f.t.Helper()
+	d.sync()
+	before, _ := json.Marshal(d.conflicts())
+	_ = d.db.Close()
+	if _, err := tidemark.Restore(f.t.Context(), d.path, f.store()); err != nil {
+		f.t.Fatal(err)
 	}
-	b = f.on(b.path, openDB(t, b.path))
-	after, _ := json.Marshal(b.conflicts())
-	if string(after) != string(before) {
-		t.Errorf("conflicts\nbefore %s\nafter  %s", before, after)
+	d = f.on(d.path, openDB(f.t, d.path))
+	d.sync() // and the rows that they are about are here again
+	if after, _ := json.Marshal(d.conflicts()); string(after) != string(before) {
+		f.t.Errorf("conflicts\nbefore %s\nafter  %s", before, after)
 	}
 }
 
@@ -192,17 +198,7 @@ func TestARestoreDoublesNoConflictWhoseRowCameBackAsAnother(t *testing.T) {
 	if r := b.restoreConflict(lost.ID); r.DocumentID == lost.DocumentID {
 		t.Fatalf("the story is another one: %+v", r)
 	}
-	b.sync()
-	before, _ := json.Marshal(b.conflicts())
-	_ = b.db.Close()
-	if _, err := tidemark.Restore(t.Context(), b.path, f.store()); err != nil {
-		t.Fatal(err)
-	}
-	b = f.on(b.path, openDB(t, b.path))
-	b.sync()
-	if after, _ := json.Marshal(b.conflicts()); string(after) != string(before) {
-		t.Errorf("conflicts\nbefore %s\nafter  %s", before, after)
-	}
+	f.keepsConflicts(b)
 }
 
 // The snapshot has conflicts of its maker's, so that those of the file get other numbers.
