@@ -11,13 +11,20 @@ package servers
 
 import (
 	"os"
+	"strings"
 	"testing"
 )
 
-// Main runs the tests of a package and stops the servers they started. It
-// returns the exit code.
+// Main runs the tests of a package without this machine's settings for AWS (an
+// account, a proxy's certificates, read again by every store), and stops the servers
+// they started. It returns the exit code.
 func Main(m interface{ Run() int }) int {
 	defer Stop()
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "AWS_") {
+			_ = os.Unsetenv(name)
+		}
+	}
 	return m.Run()
 }
 
