@@ -20,12 +20,12 @@ type simModel struct {
 	schema  *simSchema
 	strict  bool // all clocks are right: the later edit wins
 	rows    map[string]*simHistory
-	landed  map[string]bool // versions that the server had, by birth mark and value
-	kept    map[string]bool // versions in conflicts or dead letters of any device, ever
-	beaten  map[string]bool // those in conflicts
-	final   map[string]bool // those that everybody has in the end, column by column
-	muddled map[string]bool // rows whose version before an edit a device may not know any more
-	cloned  map[*simDevice]bool
+	landed  map[string]bool     // versions that the server had, by birth mark and value
+	kept    map[string]bool     // versions in conflicts or dead letters of any device, ever
+	beaten  map[string]bool     // those in conflicts
+	final   map[string]bool     // those that everybody has in the end, column by column
+	muddled map[string]bool     // rows whose version before an edit a device may not know any more
+	copied  map[*simDevice]bool // what their file had yet to send may be in two files
 	problem func(class, format string, args ...any)
 }
 
@@ -462,7 +462,7 @@ func (m *simModel) livesRightly(b string, final map[string]simRow, asked map[str
 	}
 	for i := range h.events {
 		e := &h.events[i]
-		if (e.off || del.off) && (del.excused || m.cloned[e.device]) && !e.deleted {
+		if (e.off || del.off) && (del.excused || m.copied[e.device]) && !e.deleted {
 			return true // an unsent copy of it, made before the delete, may be corrected later than the delete was
 		}
 		if e.deleted || e.value == del.prev && !e.touch {
@@ -558,6 +558,11 @@ func (m *simModel) gotChild(b string, del *simEvent, asked map[string]bool) bool
 				continue
 			}
 			if e.at.After(del.at.Add(-simWindow)) || !had || known.value != e.value && !m.before(h, e.value, known.value) {
+				return true
+			}
+			// Merged once more by field, a copy of an edit that is up already wins against
+			// what others put back meanwhile: from its base, nothing has changed.
+			if h.table.combine != "" && m.copied[e.device] {
 				return true
 			}
 			if m.gotChild(c, del, asked) {

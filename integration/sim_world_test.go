@@ -217,7 +217,7 @@ func (w *simWorld) seedIDs(seed uint64) {
 
 func (w *simWorld) live() {
 	w.server, w.bucket = memory.NewServer(), memory.NewBucket()
-	w.model = &simModel{schema: w.schema, strict: w.story.strict, rows: map[string]*simHistory{}, landed: map[string]bool{}, kept: map[string]bool{}, beaten: map[string]bool{}, final: map[string]bool{}, muddled: map[string]bool{}, cloned: map[*simDevice]bool{}, problem: w.fail}
+	w.model = &simModel{schema: w.schema, strict: w.story.strict, rows: map[string]*simHistory{}, landed: map[string]bool{}, kept: map[string]bool{}, beaten: map[string]bool{}, final: map[string]bool{}, muddled: map[string]bool{}, copied: map[*simDevice]bool{}, problem: w.fail}
 	w.seedIDs(w.story.seed)
 	rnd := rand.New(rand.NewPCG(w.story.seed, 1))
 	for range w.story.devices {
@@ -254,7 +254,7 @@ func (w *simWorld) act(a simAction) {
 			_, err := d.app.Exec(`VACUUM INTO ?`, path)
 			w.must(err, "clone")
 			w.model.muddle(d.app)
-			w.model.cloned[d] = true
+			w.model.copied[d] = true
 			c := w.open(path, d.old, rnd)
 			c.offset = d.offset
 			w.tell("%s is cloned to %s", d.name, c.name)
@@ -423,6 +423,7 @@ func (w *simWorld) rollback(d *simDevice) {
 		w.landed()
 		w.model.keep(d.app)
 		w.model.lose(d, c.at)
+		w.model.copied[d] = true
 		d.close()
 		for _, suffix := range []string{"-wal", "-shm"} {
 			_ = os.Remove(d.path + suffix)
