@@ -3,9 +3,11 @@ package integration
 import (
 	"fmt"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
 	tidemark "github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/adapters/memory"
 	"github.com/tidemark-sync/tidemark/messages"
 )
 
@@ -158,6 +160,71 @@ func TestADirtyRowOfATableThatGainsAColumn(t *testing.T) {
 			same(t, old, a)
 			if got := a.value(`SELECT v || ' ' || coalesce(x, 'nothing') FROM item`); got != `"theirs mine"` {
 				t.Errorf("the row is %s", got)
+			}
+		})
+	}
+}
+
+// The application is upgraded before the first download has ended: what was applied
+// without the new column gets it.
+func TestATableThatGainsAColumnWhileItIsDownloaded(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT, x TEXT, y TEXT); CREATE TABLE part (id INTEGER PRIMARY KEY, item INTEGER REFERENCES item (id))`)
+	a := f.device("a")
+	a.exec(`INSERT INTO item (v, x, y) VALUES ('first', 'x', 'y'); INSERT INTO part (item) VALUES (1)`)
+	a.sync()
+	var cut atomic.Bool
+	f.faulty(func(c memory.Call) memory.Fault {
+		if c.Op == memory.OpRead && c.Query.Table == "part" && cut.Load() {
+			return memory.Fault{Before: messages.ErrUnauthorized}
+		}
+		return memory.Fault{}
+	})
+	f.schema = `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE part (id INTEGER PRIMARY KEY, item INTEGER REFERENCES item (id))`
+	old := f.device("old")
+	for _, upgrade := range []string{`SELECT 1`, `ALTER TABLE item ADD COLUMN x TEXT`, `ALTER TABLE item ADD COLUMN y TEXT`} {
+		old.exec(upgrade)
+		cut.Store(true)
+		old.syncs(messages.ErrUnauthorized)
+		if n := old.value(`SELECT count(*) FROM item`); n != "1" {
+			t.Fatalf("the test is void: %s rows", n)
+		}
+	}
+	cut.Store(false)
+	rounds(2, old, a)
+	same(t, old, a)
+	if got := a.value(`SELECT v || x || y FROM item`); got != `"firstxy"` {
+		t.Errorf("the row is %s", got)
+	}
+}
+
+// The application is upgraded twice without a sync, once by a new column, once by
+// rebuilding the table: nobody has emptied what others have in that column.
+func TestATableThatGainsAColumnAndIsRebuilt(t *testing.T) {
+	t.Parallel()
+	for _, policy := range []tidemark.Policy{tidemark.LastWriterWins, tidemark.MergeByField, tidemark.ClientWins} {
+		t.Run(string(policy), func(t *testing.T) {
+			f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT, x TEXT)`)
+			a := f.device("a")
+			f.schema = `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT)`
+			old := f.device("old")
+			attach := func() {
+				if _, err := tidemark.Attach(t.Context(), old.db, tidemark.Table{Name: "item", Policy: policy}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			a.exec(`INSERT INTO item (v, x) VALUES ('first', 'x'), ('second', 'x')`)
+			rounds(2, a, old)
+			later()
+			old.exec(`UPDATE item SET v = 'edited' WHERE v = 'first'; ALTER TABLE item ADD COLUMN x TEXT`)
+			attach()
+			old.exec(`CREATE TABLE fresh (id INTEGER PRIMARY KEY, v TEXT NOT NULL, x TEXT); INSERT INTO fresh SELECT id, v, x FROM item;
+				DROP TABLE item; ALTER TABLE fresh RENAME TO item`)
+			attach()
+			rounds(2, old, a)
+			same(t, old, a)
+			if got := a.value(`SELECT group_concat(v || coalesce(x, '-'), ' ') FROM (SELECT v, x FROM item ORDER BY v)`); got != `"editedx secondx"` {
+				t.Errorf("the rows are %s", got)
 			}
 		})
 	}

@@ -40,6 +40,40 @@ func TestATableTakenBackAfterThePurge(t *testing.T) {
 	})
 }
 
+// While a table is excluded it gains columns, with values or without: nobody has emptied
+// what others have there.
+func TestATableTakenBackThatGainedColumns(t *testing.T) {
+	t.Parallel()
+	for _, policy := range []tidemark.Policy{tidemark.LastWriterWins, tidemark.MergeByField, tidemark.ClientWins} {
+		t.Run(string(policy), func(t *testing.T) {
+			f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT, x TEXT, y TEXT NOT NULL DEFAULT 'none')`)
+			a := f.device("a")
+			f.schema = `CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT)`
+			b := f.device("b")
+			take := func(table tidemark.Table) {
+				if _, err := tidemark.Attach(t.Context(), b.db, table); err != nil {
+					t.Fatal(err)
+				}
+			}
+			a.exec(`INSERT INTO item (v, x, y) VALUES ('1', 'a', 'a'), ('2', 'a', 'a'), ('3', 'a', 'a')`)
+			rounds(2, a, b)
+			take(tidemark.Table{Name: "item", Exclude: true})
+			b.sync()
+			b.exec(`ALTER TABLE item ADD COLUMN x TEXT; ALTER TABLE item ADD COLUMN y TEXT NOT NULL DEFAULT 'none'`)
+			b.sync()
+			b.exec(`UPDATE item SET x = 'b' WHERE v = '2'`)
+			a.exec(`UPDATE item SET y = 'later' WHERE v = '3'`)
+			a.sync()
+			take(tidemark.Table{Name: "item", Include: true, Policy: policy})
+			rounds(2, b, a)
+			same(t, a, b)
+			if got := a.value(`SELECT group_concat(v || x || y, ' ') FROM (SELECT * FROM item ORDER BY v)`); got != `"1aa 2ba 3alater"` {
+				t.Errorf("the rows are %s", got)
+			}
+		})
+	}
+}
+
 // Nobody notes what is deleted in a table that is excluded.
 func TestATableTakenBackBringsBackWhatWasDeletedThere(t *testing.T) {
 	t.Parallel()

@@ -444,7 +444,7 @@ func (a *attacher) attach(t *Table) error {
 		return err
 	}
 	var gained []string
-	if !fresh {
+	if known && len(stored.columns) > 0 { // of what was never taken, nobody has a version
 		for _, c := range t.Columns {
 			if !slices.ContainsFunc(stored.columns, func(s string) bool { return fold(s) == fold(c.Name) }) {
 				gained = append(gained, c.Name)
@@ -556,44 +556,33 @@ func (a *attacher) remember(t *Table, whole, rebuilt bool, gained []string) erro
 			return err
 		}
 	}
+	if !whole && len(gained) == 0 {
+		_, err := a.exec(`INSERT INTO tidemark_DownloadedTracker (tableName, downloadedTill) VALUES (?, NULL) ON CONFLICT DO NOTHING`, t.Name)
+		return err
+	}
 	if whole {
 		if _, err := a.exec(`DELETE FROM tidemark_positions WHERE tableName = ?`, t.Name); err != nil {
 			return err
 		}
-		list, err := json.Marshal(append([]string{}, gained...)) // none is [], not null
-		if err != nil {
-			return err
-		}
-		_, err = a.exec(`INSERT INTO tidemark_DownloadedTracker (tableName, downloadedTill, rebuilt, gained) VALUES (?, NULL, ?, ?)
-			ON CONFLICT (tableName) DO UPDATE SET downloadedTill = NULL, scannedTo = '', gained = excluded.gained,
-			rebuilt = max(rebuilt, excluded.rebuilt), completeTill = max(coalesce(downloadedTill, completeTill), (SELECT checkedAt FROM tidemark_state))`, t.Name, rebuilt, string(list))
-		return err
 	}
-	if len(gained) == 0 {
-		_, err := a.exec(`INSERT INTO tidemark_DownloadedTracker (tableName, downloadedTill) VALUES (?, NULL) ON CONFLICT DO NOTHING`, t.Name)
-		return err
-	}
-	// A whole read that is due anyway and not for some columns stays one.
+	// What it gained before the last read of the whole table ended is still to be filled.
 	var pending sql.NullString
 	err = a.q.QueryRowContext(a.ctx, `SELECT CASE WHEN downloadedTill IS NULL THEN gained END FROM tidemark_DownloadedTracker WHERE tableName = ?`, t.Name).Scan(&pending)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
-	if pending.String == "[]" {
-		gained = []string{}
-	} else if pending.Valid {
-		var before []string
+	before := []string{} // none is [], not null
+	if pending.Valid {
 		if err := json.Unmarshal([]byte(pending.String), &before); err != nil {
 			return err
 		}
-		gained = append(before, gained...)
 	}
-	list, err := json.Marshal(gained)
+	list, err := json.Marshal(append(before, gained...))
 	if err != nil {
 		return err
 	}
-	_, err = a.exec(`INSERT INTO tidemark_DownloadedTracker (tableName, downloadedTill, gained) VALUES (?, NULL, ?)
+	_, err = a.exec(`INSERT INTO tidemark_DownloadedTracker (tableName, downloadedTill, rebuilt, gained) VALUES (?, NULL, ?, ?)
 		ON CONFLICT (tableName) DO UPDATE SET downloadedTill = NULL, scannedTo = '', gained = excluded.gained,
-		completeTill = max(coalesce(downloadedTill, completeTill), (SELECT checkedAt FROM tidemark_state))`, t.Name, string(list))
+		rebuilt = max(rebuilt, excluded.rebuilt), completeTill = max(coalesce(downloadedTill, completeTill), (SELECT checkedAt FROM tidemark_state))`, t.Name, rebuilt, string(list))
 	return err
 }
