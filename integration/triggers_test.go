@@ -1,6 +1,11 @@
 package integration
 
-import "testing"
+import (
+	"testing"
+
+	tidemark "github.com/tidemark-sync/tidemark"
+	"github.com/tidemark-sync/tidemark/adapters/memory"
+)
 
 // What the application's triggers do in synced tables while documents are applied has
 // arrived from the device where they first fired, or will.
@@ -114,5 +119,52 @@ CREATE TRIGGER keep AFTER INSERT ON log BEGIN DELETE FROM log WHERE id NOT IN (S
 	same(t, a, b)
 	if got := b.value(all); got != `"b2,b3,a3"` {
 		t.Errorf("there is %s", got)
+	}
+}
+
+// the account, to put its balance back, the application makes an entry, too, or renames it.
+func TestAnEditWhileATriggersWorkIsPutBack(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string][2]string{
+		"entry":  {`INSERT INTO entry (account, v) SELECT id, 2 FROM account`, "17"},
+		"rename": {`UPDATE account SET name = 'savings'`, "15"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFleet(t, `CREATE TABLE account (id INTEGER PRIMARY KEY, name TEXT, balance INTEGER NOT NULL DEFAULT 0); CREATE TABLE entry (id INTEGER PRIMARY KEY, account INTEGER NOT NULL REFERENCES account (id), v INTEGER);
+CREATE TRIGGER sum AFTER INSERT ON entry BEGIN UPDATE account SET balance = balance + NEW.v WHERE id = NEW.account; END`)
+			a := f.device("a")
+			var b *device
+			armed := false
+			server := f.server
+			f.remote = func() tidemark.Remote {
+				r := server.Remote()
+				r.Fault = func(c2 memory.Call) memory.Fault {
+					if c2.Op != memory.OpDocuments || !armed {
+						return memory.Fault{}
+					}
+					armed = false
+					return memory.Fault{Then: func() { b.exec(c[0]) }}
+				}
+				return r
+			}
+			b = f.device("b")
+			a.exec(`INSERT INTO account (id, name) VALUES (1, 'cash'); INSERT INTO entry (account, v) VALUES (1, 10)`)
+			rounds(2, a, b)
+			a.exec(`INSERT INTO entry (account, v) VALUES (1, 5)`)
+			a.sync()
+			armed = true
+			b.sync()
+			if armed { // nothing was asked for: it happens afterwards
+				armed = false
+				b.exec(c[0])
+			}
+			rounds(2, a, b)
+			same(t, a, b)
+			for _, d := range []*device{a, b} {
+				if got := d.value(`SELECT balance FROM account`); got != c[1] {
+					t.Errorf("the balance is %s, want %s", got, c[1])
+				}
+			}
+		})
 	}
 }

@@ -226,7 +226,11 @@ func (s *settler) keepPromise(c *circle, a *applier, k docKey) (bool, error) {
 	if id != k.id {
 		return true, s.moveTo(a, moved, id)
 	}
-	return true, s.repoint(a, id, moved)
+	list, err := s.kin(a, id, moved)
+	if err != nil {
+		return false, err
+	}
+	return true, s.repoint(list)
 }
 
 // reserve chooses the local keys of rows that are not in yet and promises them, so that

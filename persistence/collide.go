@@ -2,6 +2,7 @@ package persistence
 
 import (
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
@@ -13,20 +14,29 @@ import (
 // taken out and put back together. What remains is set aside with the reason.
 func (s *settler) collisions() error {
 	type moved struct {
-		a        *applier
-		doc      messages.Document
-		old      []any // the row's values of all columns, in the plan's order
-		children []orphan
+		a   *applier
+		doc messages.Document
+		row *localRow // as it was
+		kin []kin
 	}
 	var set []moved
 	for _, p := range s.plans {
 		if _, err := s.each(p, "collides", func(a *applier, d *messages.Document) (bool, error) {
 			row, err := p.rowByID(s.tx, d.ID)
-			if err != nil || row == nil || row.dirty {
+			if err != nil || row == nil {
 				return false, err
 			}
+			if row.dirty { // what was changed here has no part in it, unless that lost
+				if wins, _ := p.options.localWins(row.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy); wins || p.options.Policy.keepsBase() || p.lacks(d, row) {
+					return false, nil
+				}
+			}
 			children, err := s.childrenOf(p, d.ID)
-			set = append(set, moved{a, *d, row.values, children})
+			if err != nil {
+				return false, err
+			}
+			kin, err := s.kin(a, d.ID, children)
+			set = append(set, moved{a, *d, row, kin})
 			return false, err
 		}); err != nil {
 			return err
@@ -43,10 +53,24 @@ func (s *settler) collisions() error {
 				m.a.know(m.doc.ID, nil)
 				clear(m.a.taken)
 			}
-			for _, m := range set {
+			defer clear(s.tx.promised)
+			docs := map[docKey]messages.Document{}
+			for _, m := range set { // they may refer to each other
 				d := m.doc
-				d.Fields = m.a.p.over(m.old, m.doc.Fields)
-				out, err := m.a.insertRaw(&d, m.old)
+				d.Fields = m.a.p.over(m.row.values, m.doc.Fields)
+				docs[docKey{d.Table, d.ID}] = d
+			}
+			needs := map[docKey][]docKey{}
+			for k := range docs {
+				needs[k] = nil
+			}
+			c := s.circle(needs, docs)
+			if err := s.reserve(c); err != nil {
+				return false, err
+			}
+			for _, m := range set {
+				d := c.docs[docKey{m.doc.Table, m.doc.ID}]
+				out, err := m.a.insertRaw(&d, m.row.values)
 				if err != nil {
 					return false, err
 				}
@@ -63,10 +87,19 @@ func (s *settler) collisions() error {
 			set = slices.DeleteFunc(set, func(m moved) bool { return slices.Contains(failed, m.doc.ID) })
 			continue
 		}
+		var all []kin
+		for i := range set {
+			all = append(all, set[i].kin...)
+		}
+		if err := s.repoint(all); err != nil {
+			return err
+		}
 		for i := range set {
 			s.at = docKey{set[i].a.p.t.Name, set[i].doc.ID}
-			if err := s.repoint(set[i].a, set[i].doc.ID, set[i].children); err != nil {
-				return err
+			if m := set[i]; m.row.dirty && !m.a.p.same(m.row, &m.doc) {
+				if err := m.a.keepConflict(m.row, &m.doc, "server", "changed on both sides; the later edit wins"); err != nil {
+					return err
+				}
 			}
 			if err := set[i].a.file(&set[i].doc, applied); err != nil {
 				return err
@@ -106,37 +139,105 @@ func (s *settler) collisions() error {
 	return nil
 }
 
-// repoint makes children refer to their parent's key as it is now: in documents
-// they refer by id, so this is no edit.
-func (s *settler) repoint(parent *applier, id string, children []orphan) error {
-	for _, o := range children {
-		key, err := parent.keyOf(o.child.fk.ParentColumns, id)
-		if err != nil {
-			return err
+// kin is a row that refers to another one.
+type kin struct {
+	parent *applier
+	id     string // the parent's
+	orphan
+}
+
+// kin are some children of a row and, where their keys are made of its, theirs in turn:
+// parents first. Only before anything moves do values say who belongs to whom.
+func (s *settler) kin(parent *applier, id string, children []orphan) ([]kin, error) {
+	var out []kin
+	seen := map[docKey]bool{}
+	var add func(parent *applier, id string, children []orphan) error
+	add = func(parent *applier, id string, children []orphan) error {
+		for _, o := range children {
+			out = append(out, kin{parent, id, o})
+			k := docKey{o.child.child.Name, o.id}
+			if seen[k] {
+				continue
+			}
+			seen[k] = true
+			a, err := s.applier(s.byName[k.table])
+			if err != nil {
+				return err
+			}
+			below, err := s.childrenOf(a.p, o.id)
+			if err != nil {
+				return err
+			}
+			below = slices.DeleteFunc(below, func(b orphan) bool { return !overlap(b.child.fk.ParentColumns, o.child.fk.Columns) })
+			if err := add(a, o.id, below); err != nil {
+				return err
+			}
 		}
-		set := make([]string, len(key))
-		for i, c := range o.child.fk.Columns {
-			set[i] = quote(c) + " = ?"
-		}
-		if len(key) == 0 {
-			continue
-		}
-		a, err := s.applier(s.byName[o.child.child.Name])
-		if err != nil {
-			return err
-		}
-		before, err := a.naturalKeys(o.id)
-		if err != nil {
-			return err
-		}
-		if err := s.tx.exec("UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(slices.Clone(key), o.id)...); err != nil {
-			return err
-		}
-		if err := a.follow(o.id, before); err != nil {
-			return err
-		}
+		return nil
 	}
-	return nil
+	return out, add(parent, id, children)
+}
+
+func overlap(a, b []string) bool {
+	return slices.ContainsFunc(a, func(x string) bool {
+		return slices.ContainsFunc(b, func(y string) bool { return fold(x) == fold(y) })
+	})
+}
+
+// repoint makes rows refer to their parents' keys as they are now: in documents they
+// refer by id, so this is no edit. Those whose own keys are made of them may swap
+// theirs, too: all step aside first.
+func (s *settler) repoint(list []kin) error {
+	return s.tx.ourselves(func() error {
+		for n, o := range list {
+			child := s.byName[o.child.child.Name]
+			if len(list) == 1 || !slices.ContainsFunc(child.t.uniqueKeys(), func(u uniqueKey) bool {
+				return slices.ContainsFunc(u.terms, func(t keyTerm) bool { return t.column == "" || overlap([]string{t.column}, o.child.fk.Columns) })
+			}) {
+				continue
+			}
+			if err := s.setReference(child, o, func(v any) any { return aside(v, o.orphan.id, n) }); err != nil {
+				return err
+			}
+		}
+		for _, o := range list {
+			if err := s.setReference(s.byName[o.child.child.Name], o, func(v any) any { return v }); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// setReference sets a row's reference to what as makes of its parent's key.
+func (s *settler) setReference(child *plan, o kin, as func(any) any) error {
+	key, err := o.parent.keyOf(o.child.fk.ParentColumns, o.id)
+	if err != nil || len(key) == 0 {
+		return err
+	}
+	set := make([]string, len(key))
+	args := make([]any, len(key))
+	for i, c := range o.child.fk.Columns {
+		set[i], args[i] = quote(c)+" = ?", as(key[i])
+	}
+	clear(s.tx.keys)
+	return s.tx.exec("UPDATE"+child.or+" "+child.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, o.orphan.id)...)
+}
+
+// aside is a value of the same type that no other row has.
+func aside(v any, id string, n int) any {
+	switch v.(type) {
+	case string:
+		return id
+	case []byte:
+		return []byte(id)
+	case int64:
+		return math.MinInt64 + int64(n)
+	case float64:
+		return -math.MaxFloat32 - float64(n)*1e30
+	default:
+		return v
+	}
 }
 
 // over lays a document's fields over the row's own values, for columns that the

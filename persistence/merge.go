@@ -49,7 +49,8 @@ func (a *applier) edited(id string) error {
 // triggers that watch over INSERT OR REPLACE note them: the statement is tried with
 // those awake, as one that changes nothing, and taken back.
 func (a *applier) holders(query string, args []any, self string) ([]string, error) {
-	for _, q := range []string{`SAVEPOINT tidemark_holders`, `UPDATE tidemark_state SET applying = 0`} {
+	// What the application's ignored inserts have left there since the last sweep is no answer.
+	for _, q := range []string{`SAVEPOINT tidemark_holders`, `DELETE FROM tidemark_replaced`, `UPDATE tidemark_state SET applying = 0`} {
 		if err := a.tx.exec(q); err != nil {
 			return nil, err
 		}
@@ -261,7 +262,7 @@ func (s *settler) childrenOf(p *plan, id string) ([]orphan, error) {
 	for _, c := range p.children {
 		match := make([]string, len(c.fk.Columns))
 		for i, col := range c.fk.Columns {
-			match[i] = "c." + quote(col) + " = p." + quote(c.fk.ParentColumns[i])
+			match[i] = "p." + quote(c.fk.ParentColumns[i]) + " = c." + quote(col) // the parent's collation counts
 		}
 		if err := s.tx.each(`SELECT c.clientId FROM `+p.name+` p JOIN `+quote(c.child.Name)+` c ON `+strings.Join(match, " AND ")+` WHERE p.clientId = ? ORDER BY c.clientId`,
 			[]any{id}, func(scan func(...any) error) error {
@@ -345,10 +346,14 @@ func (s *settler) moveTo(parent *applier, orphans []orphan, id string) error {
 				return err
 			}
 			if winner == o.id {
+				own, err := s.childrenOf(a.p, o.id) // they may meet the keys of the loser's
+				if err != nil {
+					return err
+				}
 				if _, err := s.tx.run(statement("UPDATE"+a.p.or+" "), args...); err != nil && !collision(err) {
 					return err
 				}
-				if err := a.follow(o.id, before); err != nil {
+				if err := s.moveTo(a, own, o.id); err != nil {
 					return err
 				}
 			}

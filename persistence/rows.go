@@ -406,13 +406,25 @@ func (a *applier) keyOf(columns []string, id string) ([]any, error) {
 
 // follow moves the children along when a key that they refer to changed: in
 // documents they refer by id, so nothing of theirs changed.
-func (a *applier) follow(id string, before [][]any) (err error) {
-	if len(before) > 0 && a.tx.reacts { // what follows is no trigger's doing
-		if err := a.tx.exec(`UPDATE tidemark_state SET applying = applying + 1`); err != nil {
+func (a *applier) follow(id string, before [][]any) error {
+	if len(before) == 0 {
+		return nil
+	}
+	return a.tx.ourselves(func() error { return a.carry(id, before) })
+}
+
+// ourselves runs fn, whose statements are no trigger's doing.
+func (t *tx) ourselves(fn func() error) (err error) {
+	if t.reacts {
+		if err := t.exec(`UPDATE tidemark_state SET applying = applying + 1`); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, a.tx.exec(`UPDATE tidemark_state SET applying = applying - 1`)) }()
+		defer func() { err = errors.Join(err, t.exec(`UPDATE tidemark_state SET applying = applying - 1`)) }()
 	}
+	return fn()
+}
+
+func (a *applier) carry(id string, before [][]any) error {
 	for i, c := range a.p.natural {
 		if before == nil || before[i] == nil {
 			continue
@@ -426,7 +438,7 @@ func (a *applier) follow(id string, before [][]any) (err error) {
 		}
 		set, where := make([]string, len(after)), make([]string, len(after))
 		for k, col := range c.fk.Columns {
-			set[k], where[k] = quote(col)+" = ?", quote(col)+" = ?"
+			set[k], where[k] = quote(col)+" = ?", quote(col)+" = ?"+a.p.t.collate(c.fk.ParentColumns[k])
 		}
 		below, err := a.below(c, where, before[i])
 		if err != nil {
@@ -438,7 +450,7 @@ func (a *applier) follow(id string, before [][]any) (err error) {
 		}
 		clear(a.tx.keys)
 		for _, b := range below { // a key may be made of its parent's
-			if err := b.a.follow(b.id, b.keys); err != nil {
+			if err := b.a.carry(b.id, b.keys); err != nil {
 				return err
 			}
 		}

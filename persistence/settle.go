@@ -421,15 +421,16 @@ func (s *settler) undelete(fetched []messages.Document, deletesDone bool) error 
 					return err
 				}
 				for n, m := range ms {
+					if survivor, err := s.tx.survivor(m.table, m.id); err != nil {
+						return err
+					} else if survivor != "" {
+						m.id = survivor
+					}
+					ms[n] = m
 					progress = progress || !wanted[m]
 					wanted[m] = true
 					if err := s.want(m); err != nil {
 						return err
-					}
-					if survivor, err := s.tx.survivor(m.table, m.id); err != nil {
-						return err
-					} else if survivor != "" {
-						ms[n].id = survivor
 					}
 				}
 				open[s.at], docs[s.at] = ms, tombstone
@@ -478,7 +479,7 @@ func (s *settler) undelete(fetched []messages.Document, deletesDone bool) error 
 // back makes a row that is here again an edit, where it was deleted on the server.
 func (s *settler) back(a *applier, d *messages.Document) error {
 	r := a.rows[d.ID]
-	if !d.Deleted || r == nil { // it was merged
+	if !d.Deleted || r == nil || r.dirty { // it was merged, or is an edit already
 		return nil
 	}
 	if err := s.tx.exec(`UPDATE `+a.p.name+` SET isDirty = 1, updatedOn = ?, updatedBy = ? WHERE clientId = ?`, d.UpdatedOn+1, a.me, d.ID); err != nil {
@@ -490,15 +491,40 @@ func (s *settler) back(a *applier, d *messages.Document) error {
 
 // backTogether brings rows back that refer to each other, or to themselves.
 func (s *settler) backTogether(needs map[docKey][]docKey, docs map[docKey]messages.Document, decide bool) (bool, error) {
-	if inside(needs); len(needs) == 0 {
-		return false, nil
-	}
 	alive := maps.Clone(docs)
 	for k, d := range alive {
 		d.Deleted, d.Survivor = false, ""
 		alive[k] = d
 	}
-	c := s.circle(needs, alive)
+	for {
+		if inside(needs); len(needs) == 0 {
+			return false, nil
+		}
+		c := s.circle(needs, alive)
+		if done, err := s.allBack(c, docs, decide); err != nil || done {
+			return done, err
+		}
+		if len(c.failed) == 0 {
+			return false, nil
+		}
+		for k, r := range c.failed { // without those that do not fit
+			delete(needs, k)
+			if !decide && r.out == collides {
+				continue
+			}
+			a, d := s.appliers[k.table], alive[k]
+			a.reason = r.reason
+			if err := a.dropTombstone(k.id); err != nil {
+				return false, err
+			}
+			if err := a.file(&d, dead); err != nil {
+				return false, err
+			}
+		}
+	}
+}
+
+func (s *settler) allBack(c *circle, docs map[docKey]messages.Document, decide bool) (bool, error) {
 	return s.whole(func() (bool, error) {
 		for _, k := range c.order {
 			if err := s.appliers[k.table].dropTombstone(k.id); err != nil {

@@ -79,7 +79,7 @@ func (s *settler) referrers(p *plan, id string) ([]docKey, error) {
 	for _, c := range p.children {
 		match := make([]string, len(c.fk.Columns))
 		for i, col := range c.fk.Columns {
-			match[i] = "c." + quote(col) + " = p." + quote(c.fk.ParentColumns[i])
+			match[i] = "p." + quote(c.fk.ParentColumns[i]) + " = c." + quote(col) // the parent's collation counts
 		}
 		err := s.tx.each(`SELECT c.clientId FROM `+p.name+` p JOIN `+quote(c.child.Name)+` c ON `+strings.Join(match, " AND ")+` WHERE p.clientId = ?`,
 			[]any{id}, func(scan func(...any) error) error {

@@ -89,6 +89,19 @@ func (t *Table) uniqueKeys() []uniqueKey {
 	return keys
 }
 
+// collate is the COLLATE by which references to a column of a key are compared: not that
+// of the column that refers to it.
+func (t *Table) collate(column string) string {
+	for _, u := range t.uniqueKeys() {
+		for _, term := range u.terms {
+			if fold(term.column) == fold(column) && term.collation != "" {
+				return " COLLATE " + quote(term.collation)
+			}
+		}
+	}
+	return ""
+}
+
 // name quotes a column; a name of the rowid stays bare.
 func (t *Table) name(column string) string {
 	if !slices.ContainsFunc(t.every, func(c string) bool { return fold(c) == fold(column) }) {
@@ -502,8 +515,8 @@ func (t *Table) holdUpdate() schemaObject {
 	for _, k := range t.uniqueKeys() {
 		collides = append(collides, "EXISTS (SELECT 1 FROM "+quote(t.Name)+" WHERE "+t.collides(k)+" AND clientId IS NOT OLD.clientId)")
 	}
-	return t.trigger("hu", of("BEFORE UPDATE", t.keyColumns()), "(SELECT applying > 0 AND handling IS NOT "+literal(handling("UPDATE", t, ""))+" || coalesce(OLD.clientId, '') AND handling IS NOT NULL FROM tidemark_state)"+
-		" AND ("+strings.Join(collides, " OR ")+")", "SELECT RAISE(IGNORE)")
+	return t.trigger("hu", "BEFORE UPDATE", "(SELECT applying > 0 AND handling IS NOT "+literal(handling("UPDATE", t, ""))+" || coalesce(OLD.clientId, '') AND handling IS NOT NULL FROM tidemark_state)"+
+		" AND (OLD.isDirty = 0 AND OLD.serverVersion IS NOT NULL OR "+strings.Join(collides, " OR ")+")", "SELECT RAISE(IGNORE)")
 }
 
 // handling says that we INSERT, UPDATE or DELETE a row of a table.
