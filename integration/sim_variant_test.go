@@ -244,7 +244,7 @@ var simVariants = []simVariant{
 			}
 		}
 	})},
-	{from: 2, name: "a deleted parent is not looked up for its child", remote: altered(func(_ *simWorld, _ *simDevice, a *simAltered) {
+	{from: 72, name: "a deleted parent is not looked up for its child", focus: &simFocus{schemas: []string{"heads"}, weights: map[simKind]int{simEdit: 40, simSync: 30, simNew: 15, simVanish: 15}}, remote: altered(func(_ *simWorld, _ *simDevice, a *simAltered) {
 		a.documents = func(page *messages.Page) { page.Documents = nil }
 	})},
 	{from: 3, name: "INSERT OR REPLACE is not watched", opened: withoutTriggers("bi", "born", "bu", "key")},
