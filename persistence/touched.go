@@ -12,11 +12,11 @@ import (
 // The application's own triggers fire when documents are applied: a search index
 // needs them to. But a counter that they raise, or a "modified at" that they set,
 // has arrived with its own document already, or will: it must not be counted here
-// once more. So what they insert into tracked tables, or delete or replace there, is
-// ignored (holdInsert, holdDelete, holdUpdate), and what they change is noted
-// (tidemark_touched) and put back to what its document says: all of it comes from the
-// device where the trigger first fired. None of this costs anything to speak of in a
-// database without triggers of the application's.
+// once more. So what they insert into tracked tables, delete or replace there, or change
+// in rows that are clean, is ignored (holdInsert, holdDelete, holdUpdate). What they change
+// in the very row that is being written is noted (tidemark_touched) and put back to what
+// its document says. All of it comes from the device where the trigger first fired. None
+// of this costs anything to speak of in a database without triggers of the application's.
 
 // suspended runs fn without some of the application's UPDATE triggers, as Attach does.
 func (t *tx) suspended(list []schemaObject, fn func() error) error {

@@ -508,8 +508,10 @@ func (t *Table) hold(kind, event, id string) schemaObject {
 	return t.trigger(kind, "BEFORE "+event, "(SELECT applying > 0 AND handling IS NOT "+literal(handling(event, t, ""))+" || coalesce("+id+", '') FROM tidemark_state)", "SELECT RAISE(IGNORE)")
 }
 
-// holdUpdate ignores what a trigger's UPDATE OR REPLACE would replace, which fires no other
-// trigger of ours. What we update ourselves and do not announce is told of a collision.
+// holdUpdate ignores what a trigger changes in clean rows: it would be one edit more, if the
+// application edited the row before it is put back. And what its UPDATE OR REPLACE would
+// replace, which fires no other trigger of ours. What we update ourselves and do not
+// announce is told of a collision.
 func (t *Table) holdUpdate() schemaObject {
 	var collides []string
 	for _, k := range t.uniqueKeys() {
