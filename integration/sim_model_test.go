@@ -21,6 +21,7 @@ type simModel struct {
 	strict  bool // all clocks are right: the later edit wins
 	rows    map[string]*simHistory
 	landed  map[string]bool     // versions that the server had, by birth mark and value
+	buried  map[string]int64    // when rows that the server had as deleted were deleted last, in ms
 	kept    map[string]bool     // versions in conflicts or dead letters of any device, ever
 	beaten  map[string]bool     // those in conflicts
 	final   map[string]bool     // those that everybody has in the end, column by column
@@ -229,6 +230,7 @@ func (m *simModel) land(doc *messages.Document) {
 	if b, ok := doc.Fields["b"].(string); ok {
 		if doc.Deleted {
 			m.landed[b+" deleted"] = true
+			m.buried[b] = max(m.buried[b], doc.UpdatedOn)
 			return
 		}
 		if t := m.schema.table(doc.Table); t != nil {
@@ -294,12 +296,17 @@ func (m *simModel) lose(d *simDevice, since time.Time) {
 			}
 			e.excused = true
 			if e.deleted {
-				e.lost = !m.landed[b+" deleted"] && !m.inherited(b)
+				e.lost = !m.gone(b, e) && !m.inherited(b)
 			} else {
 				e.lost = !m.landed[b+" "+e.value] && !m.beaten[b+" "+e.value]
 			}
 		}
 	}
+}
+
+// gone: the server has had this delete, or a later one.
+func (m *simModel) gone(b string, e *simEvent) bool {
+	return m.landed[b+" deleted"] && (!m.strict || m.buried[b] >= e.at.Add(-simWindow).UnixMilli())
 }
 
 // inherited: the server has the row that took this one's place, and its document.
@@ -323,7 +330,7 @@ func (m *simModel) check(final map[string]simRow) {
 		row, present := final[b]
 		for i := range h.events { // a clone may have saved it
 			e := &h.events[i]
-			e.lost = e.lost && (e.deleted && present && !m.landed[b+" deleted"] || !e.deleted && !m.landed[b+" "+e.value] && row.value != e.value)
+			e.lost = e.lost && (e.deleted && present && !m.gone(b, e) || !e.deleted && !m.landed[b+" "+e.value] && row.value != e.value)
 		}
 	}
 	families := m.families()
