@@ -176,13 +176,18 @@ func (p *Pipeline) sync(ctx context.Context, m mode) (report Report, err error) 
 	defer func() { ended(report, err) }()
 	var again bool
 	for round := range p.set.rounds {
+		if round > 0 { // the application may have changed its schema meanwhile
+			if err = current(ctx, p.db); err != nil {
+				break
+			}
+		}
 		var last messages.BackupReady
 		last, err = p.round(ctx, messages.SyncRequested{Cycle: cycle, Round: round, Full: m.full && round == 0}, m.knock)
 		if berr := p.bind(context.WithoutCancel(ctx), cycle, round); berr != nil {
 			err = errors.Join(err, berr)
 			break
 		}
-		if errors.Is(err, messages.ErrReadTimeTooOld) {
+		if errors.Is(err, messages.ErrReadTimeTooOld) || errors.Is(err, messages.ErrSchemaChanged) || errors.Is(err, ErrNotAttached) { // ours went with a table that was rebuilt
 			continue // a new check, and on from the positions
 		}
 		again = last.Again
@@ -219,7 +224,7 @@ func (p *Pipeline) tell(ctx context.Context, r Report, err error) {
 			zap.Int64("waiting", t.Waiting), zap.Int64("setAside", t.Dead), zap.Bool("snapshot", r.Snapshot != nil))
 	case ctx.Err() != nil:
 		log.Info("cycle stopped; the next one goes on from here")
-	case errors.Is(err, ErrUnavailable), errors.Is(err, messages.ErrConflict), errors.Is(err, ErrLocked), errors.Is(err, messages.ErrReadTimeTooOld):
+	case errors.Is(err, ErrUnavailable), errors.Is(err, messages.ErrConflict), errors.Is(err, ErrLocked), errors.Is(err, messages.ErrReadTimeTooOld), errors.Is(err, messages.ErrSchemaChanged):
 		log.Warn("cycle failed; the next one goes on from here", zap.String("class", class), zap.Error(err))
 	default:
 		log.Error("cycle failed; somebody has to see to it", zap.String("class", class), zap.Error(err))

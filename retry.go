@@ -123,8 +123,8 @@ func (p RetryPolicy) of(err error) (class string, r Retry) {
 		return false
 	}
 	switch {
-	case is(messages.ErrReadTimeTooOld): // Sync goes round again by itself
-		return messages.ErrReadTimeTooOld.Error(), Retry{Cycles: p.Unavailable.Cycles}
+	case is(messages.ErrReadTimeTooOld, messages.ErrSchemaChanged): // Sync goes round again by itself
+		return messages.Class(err), Retry{Cycles: p.Unavailable.Cycles}
 	case is(ErrUnauthorized):
 		return ErrUnauthorized.Error(), p.Unauthorized
 	case is(ErrNotFound):

@@ -32,6 +32,9 @@ var (
 	// ErrReadTimeTooOld: the read time is beyond what the server still keeps
 	// (an hour on Firestore). Check devices again and go on at a new one.
 	ErrReadTimeTooOld = errors.New("read time too old")
+	// ErrSchemaChanged: the application changed its schema during the sync. Attach, and
+	// check devices again.
+	ErrSchemaChanged = errors.New("the schema changed during the sync")
 )
 
 // saying is an error whose text is a whole sentence, and whose class is for programs.
@@ -79,10 +82,10 @@ var (
 )
 
 // Class names the error's class for reports and dead letters: "unavailable",
-// "conflict", "rejected", "unauthorized", "not found", "read time too old", or
-// "bug" for an error of no class.
+// "conflict", "rejected", "unauthorized", "not found", "read time too old",
+// "the schema changed during the sync", or "bug" for an error of no class.
 func Class(err error) string {
-	for _, c := range []error{ErrUnavailable, ErrConflict, ErrRejected, ErrUnauthorized, ErrNotFound, ErrReadTimeTooOld} {
+	for _, c := range []error{ErrUnavailable, ErrConflict, ErrRejected, ErrUnauthorized, ErrNotFound, ErrReadTimeTooOld, ErrSchemaChanged} {
 		if errors.Is(err, c) {
 			return c.Error()
 		}

@@ -238,6 +238,11 @@ func (a *attacher) run() error {
 	if err := a.all(`UPDATE tidemark_state SET applying = 1`); err != nil {
 		return err
 	}
+	for _, t := range a.schema.Tables {
+		if err := a.renamed(t); err != nil {
+			return err
+		}
+	}
 	if err := a.forget(); err != nil {
 		return err
 	}
@@ -445,10 +450,13 @@ func (a *attacher) attach(t *Table) error {
 	}
 	var gained []string
 	if known && len(stored.columns) > 0 { // of what was never taken, nobody has a version
-		for _, c := range t.Columns {
-			if !slices.ContainsFunc(stored.columns, func(s string) bool { return fold(s) == fold(c.Name) }) {
+		last := -1
+		for _, c := range t.Columns { // ADD COLUMN appends: one that is not in its place has gone and come back
+			at := slices.Index(stored.columns, c.Name)
+			if at < 0 || at < last && !rebuilt {
 				gained = append(gained, c.Name)
 			}
+			last = max(last, at)
 		}
 	}
 	if err := a.mark(t, known && (stored.excluded || rebuilt), gained); err != nil {
@@ -489,54 +497,15 @@ func (a *attacher) prepareColumns(t *Table, known, fresh bool) (rebuilt bool, er
 	}
 	switch forget := "UPDATE " + quote(t.Name) + " SET clientId = NULL WHERE "; {
 	case !hadClientID:
-	case !known:
-		err = a.suspended(t, func() error { return a.all(forget + "clientId IS NOT NULL") })
+	case !known: // it was renamed: elsewhere, too, and there the row is the same one
+		err = a.suspended(t, func() error {
+			return a.all(forget+"("+ourID+") IS NOT 1", forget+t.copies(),
+				"UPDATE "+quote(t.Name)+" SET serverId = NULL, serverVersion = NULL, isDirty = 1 WHERE clientId IS NOT NULL")
+		})
 	case fresh || rebuilt: // it was copied together with the row, unseen by our triggers
 		err = a.suspended(t, func() error { return a.all(forget + t.copies()) })
 	}
 	return rebuilt, err
-}
-
-// mark gives every row without one an identity and makes rows dirty: all of them,
-// or those that hold something in the columns that the table gained.
-func (a *attacher) mark(t *Table, all bool, gained []string) error {
-	table := "UPDATE " + quote(t.Name)
-	var statements []string
-	if all { // stamps stay: an edit made elsewhere since then still wins
-		statements = append(statements, table+" SET isDirty = 1 WHERE isDirty IS NOT 1")
-	}
-	if len(gained) > 0 {
-		var filled []string
-		for _, c := range t.Columns {
-			if slices.Contains(gained, c.Name) {
-				filled = append(filled, notDefault(c))
-			}
-		}
-		statements = append(statements, table+" SET isDirty = 1, (updatedOn, updatedBy) = (SELECT max("+now+
-			", coalesce("+quote(t.Name)+".updatedOn, 0) + 1), installationId FROM tidemark_state) WHERE "+strings.Join(filled, " OR "))
-	}
-	strays, err := a.exists("SELECT 1 FROM " + quote(t.Name) + " WHERE clientId IS NULL")
-	if err != nil {
-		return err
-	}
-	if !strays && len(statements) == 0 {
-		return nil
-	}
-	return a.suspended(t, func() error {
-		if _, err := a.exec(table + " SET isDirty = 1 WHERE clientId IS NULL AND isDirty IS NOT 1"); err != nil {
-			return err
-		}
-		n, err := sweep(a.ctx, a.q, t)
-		a.out.Rows += n
-		for _, s := range statements {
-			if err != nil {
-				break
-			}
-			n, err = a.exec(s)
-			a.out.Rows += n
-		}
-		return err
-	})
 }
 
 // remember records what the next Attach and the engine go by. whole asks for the
@@ -558,6 +527,11 @@ func (a *attacher) remember(t *Table, whole, rebuilt bool, gained []string) erro
 	}
 	if !whole && len(gained) == 0 {
 		_, err := a.exec(`INSERT INTO tidemark_DownloadedTracker (tableName, downloadedTill) VALUES (?, NULL) ON CONFLICT DO NOTHING`, t.Name)
+		return err
+	}
+	// What a download that was cut off had not begun to read here, nobody has copied.
+	began, err := a.exists(`SELECT 1 FROM tidemark_positions WHERE tableName = ? UNION ALL SELECT 1 FROM tidemark_DownloadedTracker WHERE tableName = ? AND scannedTo <> ''`, t.Name, t.Name)
+	if err != nil {
 		return err
 	}
 	if whole {
@@ -583,6 +557,6 @@ func (a *attacher) remember(t *Table, whole, rebuilt bool, gained []string) erro
 	}
 	_, err = a.exec(`INSERT INTO tidemark_DownloadedTracker (tableName, downloadedTill, rebuilt, gained) VALUES (?, NULL, ?, ?)
 		ON CONFLICT (tableName) DO UPDATE SET downloadedTill = NULL, scannedTo = '', gained = excluded.gained,
-		rebuilt = max(rebuilt, excluded.rebuilt), completeTill = max(coalesce(downloadedTill, completeTill), (SELECT checkedAt FROM tidemark_state))`, t.Name, rebuilt, string(list))
+		rebuilt = max(rebuilt, excluded.rebuilt), completeTill = max(coalesce(downloadedTill, completeTill), (SELECT checkedAt * ? FROM tidemark_state))`, t.Name, rebuilt, string(list), began)
 	return err
 }

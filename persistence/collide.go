@@ -1,6 +1,8 @@
 package persistence
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"math"
 	"slices"
@@ -189,16 +191,8 @@ func overlap(a, b []string) bool {
 // theirs, too: all step aside first.
 func (s *settler) repoint(list []kin) error {
 	return s.tx.ourselves(func() error {
-		for n, o := range list {
-			child := s.byName[o.child.child.Name]
-			if len(list) == 1 || !slices.ContainsFunc(child.t.uniqueKeys(), func(u uniqueKey) bool {
-				return slices.ContainsFunc(u.terms, func(t keyTerm) bool { return t.column == "" || overlap([]string{t.column}, o.child.fk.Columns) })
-			}) {
-				continue
-			}
-			if err := s.setReference(child, o, func(v any) any { return aside(v, o.orphan.id, n) }); err != nil {
-				return err
-			}
+		if err := s.stepAside(list); err != nil {
+			return err
 		}
 		for _, o := range list {
 			if err := s.setReference(s.byName[o.child.child.Name], o, func(v any) any { return v }); err != nil {
@@ -207,6 +201,38 @@ func (s *settler) repoint(list []kin) error {
 		}
 		return nil
 	})
+}
+
+// stepAside gives rows keys that are nobody's, for a moment: not what the application allows.
+func (s *settler) stepAside(list []kin) (err error) {
+	var moves []int
+	for n, o := range list {
+		child := s.byName[o.child.child.Name]
+		if len(list) > 1 && slices.ContainsFunc(child.t.uniqueKeys(), func(u uniqueKey) bool {
+			return slices.ContainsFunc(u.terms, func(t keyTerm) bool { return t.column == "" || overlap([]string{t.column}, o.child.fk.Columns) })
+		}) {
+			moves = append(moves, n)
+		}
+	}
+	if len(moves) == 0 {
+		return nil
+	}
+	var ignored int
+	if err := s.tx.row(`PRAGMA ignore_check_constraints`).Scan(&ignored); err != nil {
+		return err
+	}
+	if err := drain(s.tx.quiet, s.tx.conn, `PRAGMA ignore_check_constraints = ON`); err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, drain(s.tx.quiet, s.tx.conn, fmt.Sprintf(`PRAGMA ignore_check_constraints = %d`, ignored)))
+	}()
+	for _, n := range moves {
+		if err := s.setReference(s.byName[list[n].child.child.Name], list[n], func(v any) any { return aside(v, list[n].orphan.id, n) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // setReference sets a row's reference to what as makes of its parent's key.

@@ -37,6 +37,7 @@ type plannedColumn struct {
 	quoted    string
 	ref       int // index into refs of the single-column foreign key, or -1
 	surrogate bool
+	initial   any // what its DEFAULT clause is; nil also where nobody can tell
 }
 
 // ref is a foreign key: in a document it is the parent's document id. A key of one
@@ -80,6 +81,11 @@ func (l *Local) Schema(ctx context.Context) (*Schema, error) {
 		p, err := newPlan(s, t)
 		if err != nil {
 			return nil, err
+		}
+		for i := range p.cols {
+			if c := &p.cols[i]; c.Default.Valid && l.db.DB.QueryRowContext(ctx, "SELECT +("+defaultSQL(c.Column)+")").Scan(&c.initial) != nil {
+				c.initial = nil
+			}
 		}
 		plans[t.Name] = p
 	}

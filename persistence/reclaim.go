@@ -2,6 +2,7 @@ package persistence
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/tidemark-sync/tidemark/messages"
@@ -14,40 +15,17 @@ import (
 // content. What the rebuild changed in it is an edit of ours, unless it copied what
 // somebody else had changed or deleted meanwhile.
 func (a *applier) reclaim(d *messages.Document) (out outcome, done bool, err error) {
-	keyed := len(a.p.t.PrimaryKey) > 0
-	look := d
-	if d.Deleted && keyed { // its parents may be gone
-		key := *d
-		key.Fields = map[string]any{}
-		for _, c := range a.p.cols {
-			if v, ok := d.Fields[c.Name]; ok && c.PK > 0 {
-				key.Fields[c.Name] = v
-			}
-		}
-		look = &key
+	_, _, out, err = a.values(d)
+	if err != nil || out == waiting && !d.Deleted {
+		return out, true, err
 	}
-	cols, vals, out, err := a.values(look)
-	if err != nil || out != applied {
-		return out, out != applied && !d.Deleted, err
+	unfit := "" // the table takes it no more: the rebuild has converted the row
+	if out == dead {
+		unfit = a.reason
 	}
-	var where []string
-	var args []any
-	for i, c := range cols {
-		pc := &a.p.cols[c]
-		v := vals[i]
-		if keyed && pc.PK == 0 {
-			continue
-		}
-		if pc.surrogate {
-			n, _ := v.(int64)
-			if v, err = a.renumbered(d.ID, n); err != nil {
-				return 0, false, err
-			}
-		}
-		where, args = append(where, pc.quoted+" IS ?"), append(args, v)
-	}
-	if len(where) == 0 {
-		return 0, false, nil
+	where, args, err := a.identify(d)
+	if err != nil || len(where) == 0 {
+		return 0, false, err
 	}
 	var id string
 	ok, err := found(a.tx.row(`SELECT clientId FROM `+a.p.name+` WHERE isDirty = 1 AND serverId IS NULL AND `+strings.Join(where, " AND ")+` LIMIT 1`, args...).Scan(&id))
@@ -61,6 +39,13 @@ func (a *applier) reclaim(d *messages.Document) (out outcome, done bool, err err
 	same := a.p.same(row, d) && !a.p.filled(d, row)
 	// A version that came after the last complete read is not what the rebuild copied.
 	newer := a.till > 0 && d.UpdateTime > a.till && d.Stamp.Device != a.me && d.UpdatedBy != a.me
+	if newer { // unless it has come in all the same: in a snapshot, with its maker's last upload
+		seen, err := a.tx.seen()
+		if err != nil {
+			return 0, false, err
+		}
+		newer = d.Stamp.Seq == 0 || d.Stamp.Seq > seen[d.Stamp.Device]
+	}
 	created := d.CreatedOn > a.till/1000 && d.CreatedOn <= d.UpdateTime/1000+wrongBy.Milliseconds()
 	claim := func(version int64, dirty bool, on int64) error {
 		a.know(id, nil)
@@ -72,8 +57,10 @@ func (a *applier) reclaim(d *messages.Document) (out outcome, done bool, err err
 	switch {
 	case d.Deleted && !newer:
 		return 0, false, nil // its number was given again
-	case newer && !same && a.p.surrogate != "" && created:
+	case newer && !same && created && (a.p.surrogate != "" || unfit != "" && a.numbered(d)):
 		return 0, false, nil // another device's new row has the number, too
+	case unfit != "" && !d.Deleted:
+		return applied, true, a.converted(d, row, newer, claim, unfit)
 	case newer: // it meets an older version, whose edit, if it is one, came before
 		edited := row.updatedOn > row.createdOn || a.p.filled(d, row) || a.p.options.Policy == ClientWins
 		on := d.UpdatedOn - 1
@@ -113,6 +100,80 @@ func (a *applier) reclaim(d *messages.Document) (out outcome, done bool, err err
 		return applied, true, a.keepConflict(row, d, "local", "the table was rebuilt here")
 	}
 	return applied, true, nil
+}
+
+// numbered reports whether a document comes from a device where its key is a local number.
+func (a *applier) numbered(d *messages.Document) bool {
+	return len(a.p.t.PrimaryKey) == 1 && slices.ContainsFunc(a.p.cols, func(c plannedColumn) bool {
+		_, number := d.Fields[c.Name].(int64)
+		return c.PK > 0 && number && fits(c.Column, d.Fields[c.Name]) != nil
+	})
+}
+
+// converted gives a row the id of a document that does not fit the rebuilt table: the row as
+// the rebuild has converted it goes up, with what fits of a version that is newer.
+func (a *applier) converted(d *messages.Document, row *localRow, newer bool, claim func(version int64, dirty bool, on int64) error, why string) error {
+	if err := claim(d.UpdateTime, true, max(row.updatedOn, d.UpdatedOn+1)); err != nil || !newer {
+		if err == nil && a.till == 0 {
+			err = a.keepConflict(row, d, "local", "the table was rebuilt here")
+		}
+		return err
+	}
+	part := *d
+	part.Fields = map[string]any{}
+	for i := range a.p.cols {
+		c := &a.p.cols[i]
+		v, ok := d.Fields[c.Name]
+		if _, isID := v.(string); ok && (c.ref < 0 || v == nil || isID) && c.PK == 0 && fits(c.Column, v) == nil {
+			part.Fields[c.Name] = v
+		}
+	}
+	winner := "server"
+	if out, err := a.update(&part, max(row.updatedOn, d.UpdatedOn)+1); err != nil {
+		return err
+	} else if out != applied {
+		winner = "local"
+	}
+	return a.keepConflict(row, d, winner, "the table was rebuilt here, and does not take the document any more: "+why)
+}
+
+// identify selects the row that was a document's: by its primary key, unless the document
+// comes from before the table had one. What does not fit is compared as SQLite converts it.
+func (a *applier) identify(d *messages.Document) (where []string, args []any, err error) {
+	key := *d
+	if slices.ContainsFunc(a.p.cols, func(c plannedColumn) bool { _, ok := d.Fields[c.Name]; return ok && c.PK > 0 }) {
+		key.Fields = map[string]any{}
+		for _, c := range a.p.cols {
+			if v, ok := d.Fields[c.Name]; ok && c.PK > 0 {
+				key.Fields[c.Name] = v
+			}
+		}
+	}
+	cols, vals, out, err := a.values(&key)
+	switch {
+	case err != nil || out == waiting:
+		return nil, nil, err
+	case out == dead:
+		cols, vals = nil, nil
+		for i := range a.p.cols {
+			if v, ok := key.Fields[a.p.cols[i].Name]; ok {
+				cols, vals = append(cols, i), append(vals, toSQL(v))
+			}
+		}
+	}
+	for i, c := range cols {
+		pc, v := &a.p.cols[c], vals[i]
+		if _, strange := v.(messages.Unsupported); strange {
+			return nil, nil, nil
+		}
+		if n, ok := v.(int64); ok && pc.PK > 0 && len(a.p.t.PrimaryKey) == 1 { // it was a local number, if it is none now
+			if v, err = a.renumbered(d.ID, n); err != nil {
+				return nil, nil, err
+			}
+		}
+		where, args = append(where, pc.quoted+" IS ?"), append(args, v)
+	}
+	return where, args, nil
 }
 
 // renumbered is the local number of a document's row, n where it has the document's own.

@@ -39,7 +39,7 @@ func (a *applier) values(d *messages.Document) (cols []int, vals []any, out outc
 			}
 			v = key[0]
 		} else if err := fits(c.Column, v); err != nil {
-			if c.surrogate && v == nil {
+			if c.surrogate { // a local number: SQLite gives one
 				continue
 			}
 			a.reason = err.Error()
@@ -329,7 +329,7 @@ func (a *applier) fill(d *messages.Document, r *rowRef) (outcome, error) {
 	part := *d
 	part.Fields = map[string]any{}
 	for c := range a.gained {
-		if v, ok := d.Fields[c]; ok && v != nil {
+		if v, ok := d.Fields[c]; ok && (v != nil || !a.p.notNull(c)) {
 			part.Fields[c] = v
 		}
 	}
@@ -344,15 +344,21 @@ func (a *applier) fill(d *messages.Document, r *rowRef) (outcome, error) {
 	if err != nil || row == nil {
 		return 0, err
 	}
+	// Attach has marked it, because the column came with something in it (it was renamed).
+	marked := r.dirty && row.updatedOn == d.UpdatedOn+1 && row.updatedBy == d.UpdatedBy && d.UpdatedBy != a.me
 	var set []string
 	var args []any
+	differs := false
 	for i, c := range cols {
 		pc := &a.p.cols[c]
 		if pc.surrogate || equal(row.values[c], vals[i]) {
 			continue
 		}
 		if r.dirty && row.values[c] != nil && !pc.isDefault(row.values[c]) {
-			continue // the application has filled it here: that edit goes up
+			differs = differs || !pc.isDefault(vals[i])
+			if !marked {
+				continue // the application has filled it here: that edit goes up
+			}
 		}
 		set, args = append(set, pc.quoted+" = ?"), append(args, vals[i])
 		if r.dirty && a.p.options.Policy.keepsBase() { // where something is known of what it was
@@ -363,19 +369,43 @@ func (a *applier) fill(d *messages.Document, r *rowRef) (outcome, error) {
 			}
 		}
 	}
+	if differs && r.version == d.UpdateTime { // else the conflict is to be decided yet
+		winner := map[bool]string{true: "server", false: "local"}[marked]
+		if err := a.keepConflict(row, d, winner, "the column came to this device with another value"); err != nil {
+			return 0, err
+		}
+	}
+	if len(set) > 0 {
+		out, err := a.put(d.ID, "UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID))
+		if err != nil || out != applied {
+			return out, err
+		}
+	}
+	if marked && r.version == d.UpdateTime {
+		if row, err = a.p.rowByID(a.tx, d.ID); err != nil || row == nil {
+			return 0, err
+		}
+		if a.p.same(row, d) && !a.p.filled(d, row) { // nobody has to be told
+			return a.update(d, 0)
+		}
+	}
 	if len(set) == 0 {
 		return skipped, nil
 	}
-	return a.put(d.ID, "UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID))
+	return applied, nil
+}
+
+func (p *plan) notNull(column string) bool {
+	return slices.ContainsFunc(p.cols, func(c plannedColumn) bool { return c.Name == column && c.NotNull })
 }
 
 // isDefault reports whether a value is what ALTER TABLE ADD COLUMN put into every
 // row that was there: the column's constant default.
 func (c *plannedColumn) isDefault(v any) bool {
-	if !c.Default.Valid {
-		return v == nil
+	if c.initial == nil || v == nil {
+		return c.initial == v
 	}
-	return fmt.Sprint(v) == strings.Trim(c.Default.String, "'\"")
+	return fmt.Sprint(v) == fmt.Sprint(c.initial)
 }
 
 // naturalKeys are the row's values that other tables refer to and that are data.

@@ -518,7 +518,7 @@ func (t *Table) holdUpdate() schemaObject {
 		collides = append(collides, "EXISTS (SELECT 1 FROM "+quote(t.Name)+" WHERE "+t.collides(k)+" AND clientId IS NOT OLD.clientId)")
 	}
 	return t.trigger("hu", "BEFORE UPDATE", "(SELECT applying > 0 AND handling IS NOT "+literal(handling("UPDATE", t, ""))+" || coalesce(OLD.clientId, '') AND handling IS NOT NULL FROM tidemark_state)"+
-		" AND (OLD.isDirty = 0 AND OLD.serverVersion IS NOT NULL OR "+strings.Join(collides, " OR ")+")", "SELECT RAISE(IGNORE)")
+		" AND (OLD.isDirty = 0 AND OLD.serverVersion IS NOT NULL AND (SELECT handling FROM tidemark_state) IS NOT "+literal(handling("INSERT", t, ""))+" || OLD.clientId OR "+strings.Join(collides, " OR ")+")", "SELECT RAISE(IGNORE)")
 }
 
 // handling says that we INSERT, UPDATE or DELETE a row of a table.

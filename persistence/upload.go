@@ -33,6 +33,13 @@ func (l *Local) Dirty(ctx context.Context, cur *messages.Cursor) ([]messages.Wri
 		if g.me, err = tx.installationID(); err != nil {
 			return err
 		}
+		var attached bool // or a column that came since then would go up empty
+		if err := tx.row(`SELECT schemaVersion = (SELECT schema_version FROM pragma_schema_version) FROM tidemark_state`).Scan(&attached); err != nil {
+			return err
+		}
+		if !attached {
+			return messages.ErrSchemaChanged
+		}
 		if cur.Table == 0 && cur.After == "" && !cur.Tombstones { // the upload begins
 			if err := tx.clearSettled(plans); err != nil {
 				return err
