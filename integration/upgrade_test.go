@@ -47,13 +47,13 @@ func TestUpgradesOneDeviceAfterTheOther(t *testing.T) {
 			`CREATE TABLE book (id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT, book INTEGER)`,
 			`INSERT INTO book (id, v) VALUES (7, 'seven'); INSERT INTO item (id, v, book) VALUES (1, 'one', 7), (2, 'two', NULL)`,
 			rebuildAs("item", "id INTEGER PRIMARY KEY, v TEXT, book INTEGER REFERENCES book (id)", "id, v, book", "id, v, book"),
-			`SELECT group_concat(x, ' ') FROM (SELECT item.v || coalesce(' ' || book.v, '') AS x FROM item LEFT JOIN book ON book.id = item.book ORDER BY 1)`, `"oneseven two"`,
+			`SELECT group_concat(x, ' ') FROM (SELECT item.v || coalesce(book.v, '') AS x FROM item LEFT JOIN book ON book.id = item.book ORDER BY 1)`, `"oneseven two"`,
 		},
 		"no foreign key": {
 			`CREATE TABLE book (id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT, book INTEGER REFERENCES book (id))`,
 			`INSERT INTO book (id, v) VALUES (7, 'seven'); INSERT INTO item (id, v, book) VALUES (1, 'one', 7), (2, 'two', NULL)`,
 			rebuildAs("item", "id INTEGER PRIMARY KEY, v TEXT, book INTEGER", "id, v, book", "id, v, book"),
-			`SELECT group_concat(x, ' ') FROM (SELECT item.v || coalesce(' ' || book.v, '') AS x FROM item LEFT JOIN book ON book.id = item.book ORDER BY 1)`, `"oneseven two"`,
+			`SELECT group_concat(x, ' ') FROM (SELECT item.v || coalesce(book.v, '') AS x FROM item LEFT JOIN book ON book.id = item.book ORDER BY 1)`, `"oneseven two"`,
 		},
 		"gets a key": {
 			`CREATE TABLE item (v TEXT, w TEXT)`, `INSERT INTO item (v) VALUES ('one'), ('two')`,
@@ -94,7 +94,7 @@ func TestUpgradesOneDeviceAfterTheOther(t *testing.T) {
 			`CREATE TABLE book (id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT, book INTEGER REFERENCES book (id))`,
 			`INSERT INTO book (id, v) VALUES (7, 'seven'); INSERT INTO item (id, v, book) VALUES (1, 'one', 7), (2, 'two', NULL)`,
 			`ALTER TABLE item RENAME COLUMN book TO volume`,
-			`SELECT group_concat(x, ' ') FROM (SELECT item.v || coalesce(' ' || book.v, '') AS x FROM item LEFT JOIN book ON book.id = item.volume ORDER BY 1)`, `"oneseven two"`,
+			`SELECT group_concat(x, ' ') FROM (SELECT item.v || coalesce(book.v, '') AS x FROM item LEFT JOIN book ON book.id = item.volume ORDER BY 1)`, `"oneseven two"`,
 		},
 		"check": {
 			`CREATE TABLE item (id INTEGER PRIMARY KEY, v TEXT)`, `INSERT INTO item (id, v) VALUES (1, 'one'), (2, ' two ')`,

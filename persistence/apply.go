@@ -50,7 +50,8 @@ type applier struct {
 	reason  string // of the last outcome
 	moved   bool   // a parent of the last document was merged into another row
 	missing string // the parent (by document id) that the last outcome waits for
-	settle  bool   // the whole cut is here: unique keys and parents are final
+	settle  bool   // the whole cut is here: parents are final
+	final   bool   // so are unique keys: what moves has moved
 }
 
 // rowRef is what is known of a local row before its document is applied.
@@ -514,7 +515,11 @@ func (p *plan) same(r *localRow, d *messages.Document) bool {
 		if p.cols[i].surrogate {
 			continue
 		}
-		if v, ok := d.Fields[p.cols[i].Name]; ok && !equal(mine[p.cols[i].Name], toSQL(v)) {
+		v, ok := d.Fields[p.cols[i].Name]
+		if v = toSQL(v); p.cols[i].ref < 0 {
+			v = stored(p.cols[i].Column, v)
+		}
+		if ok && !equal(mine[p.cols[i].Name], v) {
 			return false
 		}
 	}

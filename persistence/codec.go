@@ -210,6 +210,25 @@ func toSQL(v any) any {
 	return v
 }
 
+// stored is a number as the column keeps it: whoever is no device may write whole numbers
+// as it likes.
+func stored(c Column, v any) any {
+	switch x := v.(type) {
+	case int64:
+		if c.Affinity == AffinityReal {
+			return float64(x)
+		}
+	case float64:
+		if c.Affinity == AffinityReal && x == 0 {
+			return 0.0 // without a sign
+		}
+		if (c.Affinity == AffinityInteger || c.Affinity == AffinityNumeric) && x > -1<<63 && x < 1<<63 && float64(int64(x)) == x {
+			return int64(x)
+		}
+	}
+	return v
+}
+
 // equal compares two values of a document exactly.
 func equal(a, b any) bool {
 	if x, ok := a.([]byte); ok {

@@ -16,10 +16,12 @@ import (
 // taken out and put back together. What remains is set aside with the reason.
 func (s *settler) collisions() error {
 	type moved struct {
-		a   *applier
-		doc messages.Document
-		row *localRow // as it was
-		kin []kin
+		a      *applier
+		doc    messages.Document
+		row    *localRow // as it was
+		kin    []kin
+		merger // of a row that was changed here and is merged with the document
+		was    messages.Document
 	}
 	var set []moved
 	for _, p := range s.plans {
@@ -28,9 +30,31 @@ func (s *settler) collisions() error {
 			if err != nil || row == nil {
 				return false, err
 			}
-			if row.dirty { // what was changed here has no part in it, unless that lost
-				if wins, _ := p.options.localWins(row.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy); wins || p.options.Policy.keepsBase() || p.lacks(d, row) {
-					return false, nil
+			was, both := *d, merger{}
+			if row.dirty { // what was changed here has no part in it, unless that lost, or both go together
+				lacks := p.lacks(d, row)
+				switch {
+				case !p.options.Policy.keepsBase():
+					if wins, _ := p.options.localWins(row.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy); wins {
+						return false, nil
+					}
+					if lacks { // what it does not have goes up
+						both = merger{doc: d, reason: "changed on both sides; the later edit wins"}
+						if !p.same(row, d) {
+							both.lost = "all"
+						}
+					}
+				case !p.same(row, d):
+					cols, vals, out, err := a.values(d)
+					if err != nil {
+						return false, err
+					}
+					if both, err = a.merged(row, d, cols, vals, out); err != nil || both.doc == nil {
+						return false, err
+					}
+					d, both.theirs = both.doc, both.theirs && !lacks
+				case lacks:
+					both = merger{doc: d}
 				}
 			}
 			children, err := s.childrenOf(p, d.ID)
@@ -38,7 +62,7 @@ func (s *settler) collisions() error {
 				return false, err
 			}
 			kin, err := s.kin(a, d.ID, children)
-			set = append(set, moved{a, *d, row, kin})
+			set = append(set, moved{a, *d, row, kin, both, was})
 			return false, err
 		}); err != nil {
 			return err
@@ -98,7 +122,11 @@ func (s *settler) collisions() error {
 		}
 		for i := range set {
 			s.at = docKey{set[i].a.p.t.Name, set[i].doc.ID}
-			if m := set[i]; m.row.dirty && !m.a.p.same(m.row, &m.doc) {
+			if m := set[i]; m.merger.doc != nil {
+				if err := m.a.putTogether(m.row, &m.was, m.merger); err != nil {
+					return err
+				}
+			} else if m.row.dirty && !m.a.p.same(m.row, &m.doc) {
 				if err := m.a.keepConflict(m.row, &m.doc, "server", "changed on both sides; the later edit wins"); err != nil {
 					return err
 				}
@@ -108,6 +136,23 @@ func (s *settler) collisions() error {
 			}
 		}
 		break
+	}
+	s.final = true
+	for _, a := range s.appliers {
+		a.final = true
+	}
+	for _, p := range s.plans { // their parents have not come: one side wins as a whole
+		if !p.options.Policy.keepsBase() {
+			continue
+		}
+		if _, err := s.each(p, "waiting", func(a *applier, d *messages.Document) (bool, error) {
+			if r := a.rows[d.ID]; r == nil || !r.dirty {
+				return false, nil
+			}
+			return s.retry(a, d)
+		}); err != nil {
+			return err
+		}
 	}
 	if moved, err := s.circles(true); err != nil {
 		return err
@@ -139,6 +184,28 @@ func (s *settler) collisions() error {
 		return s.inbox()
 	}
 	return nil
+}
+
+// putTogether makes a row that was merged while it was put back an edit of ours, on top
+// of the document.
+func (a *applier) putTogether(row *localRow, d *messages.Document, m merger) error {
+	winner := "server"
+	if !m.theirs {
+		if m.result != nil {
+			winner = "merged"
+		}
+		if err := a.tx.exec(`UPDATE `+a.p.name+` SET isDirty = 1, updatedBy = ?, updatedOn = ? WHERE clientId = ?`, a.me, max(row.updatedOn, d.UpdatedOn)+1, d.ID); err != nil {
+			return err
+		}
+		a.know(d.ID, &rowRef{dirty: true, version: d.UpdateTime})
+		if err := a.goOnFrom(d); err != nil {
+			return err
+		}
+	}
+	if m.lost == "" {
+		return nil
+	}
+	return a.keepConflict(row, d, winner, m.reason)
 }
 
 // kin is a row that refers to another one.

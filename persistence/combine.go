@@ -92,54 +92,32 @@ func (a *applier) combine(row *localRow, d *messages.Document) (outcome, error) 
 	if err != nil {
 		return 0, err
 	}
-	base, err := a.base(d.ID)
+	if out == waiting && !a.final { // its parent may be on its way
+		return waiting, nil
+	}
+	m, err := a.merged(row, d, cols, vals, out)
 	if err != nil {
 		return 0, err
 	}
-	if out != applied || slices.ContainsFunc(row.parents, func(o parentOf) bool { return o.dangling }) {
-		return a.oneWins(row, d, "changed on both sides; ")
-	}
-	theirs := slices.Clone(row.values)
-	for i, c := range cols {
-		if !a.p.cols[c].surrogate {
-			theirs[c] = vals[i]
-		}
-	}
-	var result []any
-	var lost, reason string
-	if a.p.options.Policy == ByApplication {
-		if result, err = a.ask(row, d, base, theirs); err != nil {
-			return a.oneWins(row, d, "changed on both sides, and the application could not decide ("+err.Error()+"); ")
-		}
-		lost, reason = "all", "changed on both sides; the application decided"
-	} else {
-		if base == nil {
-			return a.oneWins(row, d, "changed on both sides, and what it was before is not known; ")
-		}
-		var names []string
-		result, names = a.p.threeWay(row.values, theirs, base, later(row.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy))
-		lost = strings.Join(names, ", ")
-		reason = "changed on both sides and merged by field; both changed " + lost + ", where the later edit wins"
-	}
-	merged, err := a.asDocument(row, d, theirs, result)
-	if err != nil {
-		return 0, err
+	if m.doc == nil {
+		return a.oneWins(row, d, m.reason)
 	}
 	winner := "merged"
 	switch {
-	case merged == nil:
-		return a.oneWins(row, d, "changed on both sides, and a value of the application's refers to a row that is not here; ")
-	case slices.EqualFunc(result, theirs, equal):
+	case m.theirs:
 		winner = "server"
 		out, err = a.overwrite(row, d)
-	case slices.EqualFunc(result, row.values, equal):
+	case slices.EqualFunc(m.result, row.values, equal):
 		winner = "local"
 		err = a.stayOnTop(d) // the base stays for what the document lacks
 	default:
-		out, err = a.update(merged, max(row.updatedOn, d.UpdatedOn)+1)
+		out, err = a.update(m.doc, max(row.updatedOn, d.UpdatedOn)+1)
 	}
 	if err != nil {
 		return 0, err
+	}
+	if out == collides && !a.final { // the other row may be about to change
+		return collides, nil
 	}
 	if out != applied { // each side is a row that fits here, but not what became of both
 		return a.oneWins(row, d, "changed on both sides, and merged by field it does not fit ("+a.reason+"); ")
@@ -149,10 +127,56 @@ func (a *applier) combine(row *localRow, d *messages.Document) (outcome, error) 
 			return 0, err
 		}
 	}
-	if lost == "" {
+	if m.lost == "" {
 		return applied, nil
 	}
-	return applied, a.keepConflict(row, d, winner, reason)
+	return applied, a.keepConflict(row, d, winner, m.reason)
+}
+
+// merger is what becomes of both sides of a conflict.
+type merger struct {
+	doc          *messages.Document // nil: one side has to win as a whole, and reason says why
+	result       []any
+	theirs       bool // it is the document as it came
+	lost, reason string
+}
+
+// merged decides column by column, or as the application says. cols and vals are the
+// document's.
+func (a *applier) merged(row *localRow, d *messages.Document, cols []int, vals []any, out outcome) (m merger, err error) {
+	base, err := a.base(d.ID)
+	if err != nil {
+		return m, err
+	}
+	if out != applied || slices.ContainsFunc(row.parents, func(o parentOf) bool { return o.dangling }) {
+		return merger{reason: "changed on both sides; "}, nil
+	}
+	theirs := slices.Clone(row.values)
+	for i, c := range cols {
+		if !a.p.cols[c].surrogate {
+			theirs[c] = vals[i]
+		}
+	}
+	if a.p.options.Policy == ByApplication {
+		var undecided error
+		if m.result, undecided = a.ask(row, d, base, theirs); undecided != nil {
+			return merger{reason: "changed on both sides, and the application could not decide (" + undecided.Error() + "); "}, nil //nolint:nilerr // the reason says it
+		}
+		m.lost, m.reason = "all", "changed on both sides; the application decided"
+	} else {
+		if base == nil {
+			return merger{reason: "changed on both sides, and what it was before is not known; "}, nil
+		}
+		var names []string
+		m.result, names = a.p.threeWay(row.values, theirs, base, later(row.updatedOn, a.me, d.UpdatedOn, d.UpdatedBy))
+		m.lost = strings.Join(names, ", ")
+		m.reason = "changed on both sides and merged by field; both changed " + m.lost + ", where the later edit wins"
+	}
+	if m.doc, err = a.asDocument(row, d, theirs, m.result); err == nil && m.doc == nil {
+		m.reason = "changed on both sides, and a value of the application's refers to a row that is not here; "
+	}
+	m.theirs = slices.EqualFunc(m.result, theirs, equal)
+	return m, err
 }
 
 // goOnFrom makes a version the one that the row's edits start from.

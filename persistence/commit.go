@@ -259,7 +259,10 @@ func (l *Local) Closed(ctx context.Context, cur *messages.Cursor, writes []messa
 				}
 				if w.Document.Deleted {
 					var waits bool
-					if waits, failed = tx.referredTo(messages.DocumentKey{Table: w.Document.Table, ID: w.Document.ID}, byTable, cur, in, map[messages.DocumentKey]bool{}); waits {
+					if waits, failed = tx.survivorWaits(p, w.Document.Survivor, in); failed == nil && !waits {
+						waits, failed = tx.referredTo(messages.DocumentKey{Table: w.Document.Table, ID: w.Document.ID}, byTable, cur, in, map[messages.DocumentKey]bool{})
+					}
+					if waits {
 						cur.Hold(w.Document.Table, w.Document.ID)
 						cur.Counts.Table(w.Document.Table, messages.TableCounts{Waiting: 1})
 					}
@@ -291,6 +294,16 @@ func (l *Local) Closed(ctx context.Context, cur *messages.Cursor, writes []messa
 		return nil, fmt.Errorf("split a commit: %w", err)
 	}
 	return out, nil
+}
+
+// survivorWaits reports whether the row that another one was merged into is neither on the
+// server nor among the writes: nobody else has it.
+func (t *tx) survivorWaits(p *plan, survivor string, in map[messages.DocumentKey]bool) (waits bool, err error) {
+	if survivor == "" || in[messages.DocumentKey{Table: p.t.Name, ID: survivor}] {
+		return false, nil
+	}
+	err = t.row(`SELECT EXISTS (SELECT 1 FROM `+p.name+` WHERE clientId = ? AND serverId IS NULL)`, survivor).Scan(&waits)
+	return waits, err
 }
 
 // referredTo reports whether something that the server has not taken, and that is not

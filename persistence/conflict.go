@@ -134,10 +134,21 @@ func (a *applier) leave(d *messages.Document) error {
 // is kept as a conflict.
 func (a *applier) overrule(d *messages.Document) error {
 	row, err := a.p.rowByID(a.tx, d.ID)
-	if err != nil || row == nil || !row.dirty {
+	if err != nil {
 		return err
 	}
-	if err := a.putOnTop(d); err != nil {
+	if row == nil { // deleted here
+		if err := a.leave(d); err != nil {
+			return err
+		}
+		if err := a.tx.exec(`UPDATE tidemark_tombstones SET serverId = clientId, serverVersion = ?, isDirty = 1, updatedBy = ?,
+			updatedOn = CASE WHEN updatedOn > ? THEN updatedOn ELSE ? END WHERE tableName = ? AND clientId = ?`,
+			d.UpdateTime, a.me, d.UpdatedOn, d.UpdatedOn+1, a.p.t.Name, d.ID); err != nil {
+			return err
+		}
+	} else if !row.dirty {
+		return nil
+	} else if err := a.putOnTop(d); err != nil {
 		return err
 	}
 	if err := a.tx.clearLetter(messages.StageDownload, a.p.t.Name, d.ID); err != nil {

@@ -1,8 +1,11 @@
 package persistence
 
 import (
+	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/tidemark-sync/tidemark/messages"
 )
 
 // renamed takes along what is known of deleted rows of a table that had another name.
@@ -70,4 +73,89 @@ func (a *attacher) mark(t *Table, all bool, gained []string) error {
 		}
 		return err
 	})
+}
+
+// fill sets columns that this table has newly learnt, on a row whose version we
+// already had: the document may know more of it than we could take then.
+func (a *applier) fill(d *messages.Document, r *rowRef) (outcome, error) {
+	part := *d
+	part.Fields = map[string]any{}
+	for c := range a.gained {
+		if v, ok := d.Fields[c]; ok && (v != nil || !a.p.notNull(c)) {
+			part.Fields[c] = v
+		}
+	}
+	if len(part.Fields) == 0 {
+		return skipped, nil
+	}
+	cols, vals, out, err := a.values(&part)
+	if err != nil || out != applied {
+		return out, err
+	}
+	row, err := a.p.rowByID(a.tx, d.ID)
+	if err != nil || row == nil {
+		return 0, err
+	}
+	// Attach has marked it, because the column came with something in it (it was renamed).
+	marked := r.dirty && row.updatedOn == d.UpdatedOn+1 && row.updatedBy == d.UpdatedBy && d.UpdatedBy != a.me
+	var set []string
+	var args []any
+	differs := false
+	for i, c := range cols {
+		pc := &a.p.cols[c]
+		if pc.surrogate || equal(row.values[c], vals[i]) {
+			continue
+		}
+		if r.dirty && row.values[c] != nil && !pc.isDefault(row.values[c]) {
+			differs = differs || !pc.isDefault(vals[i])
+			if !marked {
+				continue // the application has filled it here: that edit goes up
+			}
+		}
+		set, args = append(set, pc.quoted+" = ?"), append(args, vals[i])
+		if r.dirty && a.p.options.Policy.keepsBase() { // where something is known of what it was
+			if err := a.tx.exec(`INSERT INTO tidemark_bases (tableName, clientId, columnName, value) SELECT ?, ?, ?, ?
+				WHERE EXISTS (SELECT 1 FROM tidemark_bases WHERE tableName = ? AND clientId = ?)
+				ON CONFLICT (tableName, clientId, columnName) DO UPDATE SET value = excluded.value`, a.p.t.Name, d.ID, pc.Name, vals[i], a.p.t.Name, d.ID); err != nil {
+				return 0, err
+			}
+		}
+	}
+	if differs && r.version == d.UpdateTime { // else the conflict is to be decided yet
+		winner := map[bool]string{true: "server", false: "local"}[marked]
+		if err := a.keepConflict(row, d, winner, "the column came to this device with another value"); err != nil {
+			return 0, err
+		}
+	}
+	if len(set) > 0 {
+		out, err := a.put(d.ID, "UPDATE"+a.p.or+" "+a.p.name+" SET "+strings.Join(set, ", ")+" WHERE clientId = ?", append(args, d.ID))
+		if err != nil || out != applied {
+			return out, err
+		}
+	}
+	if marked && r.version == d.UpdateTime {
+		if row, err = a.p.rowByID(a.tx, d.ID); err != nil || row == nil {
+			return 0, err
+		}
+		if a.p.same(row, d) && !a.p.filled(d, row) { // nobody has to be told
+			return a.update(d, 0)
+		}
+	}
+	if len(set) == 0 {
+		return skipped, nil
+	}
+	return applied, nil
+}
+
+func (p *plan) notNull(column string) bool {
+	return slices.ContainsFunc(p.cols, func(c plannedColumn) bool { return c.Name == column && c.NotNull })
+}
+
+// isDefault reports whether a value is what ALTER TABLE ADD COLUMN put into every
+// row that was there: the column's constant default.
+func (c *plannedColumn) isDefault(v any) bool {
+	if c.initial == nil || v == nil {
+		return c.initial == v
+	}
+	return fmt.Sprint(v) == fmt.Sprint(c.initial)
 }

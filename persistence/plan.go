@@ -21,7 +21,8 @@ type plan struct {
 	natural []childRef
 	// children are all foreign keys that refer to this table.
 	children  []childRef
-	surrogate string // the INTEGER PRIMARY KEY when it is nothing but a local number
+	outside   []childRef // those of tables that are not synced
+	surrogate string     // the INTEGER PRIMARY KEY when it is nothing but a local number
 	selectSQL string
 	options   TableOptions
 	resolver  Resolver // for the policy ByApplication
@@ -211,6 +212,11 @@ func newPlan(s *Schema, t *Table) (*plan, error) {
 			if len(fk.ParentColumns) != 1 || !strings.EqualFold(fk.ParentColumns[0], p.surrogate) {
 				p.natural = append(p.natural, childRef{c, fk})
 			}
+		}
+	}
+	for _, c := range s.outside {
+		if strings.EqualFold(c.fk.Parent, t.Name) {
+			p.outside = append(p.outside, c)
 		}
 	}
 	var b strings.Builder

@@ -85,6 +85,7 @@ type keyTerm struct {
 
 // Schema is the application's tables.
 type Schema struct {
+	outside []childRef // foreign keys of tables that are not synced
 	// Tables are sorted: parents before children, members of a cycle adjacent.
 	Tables []*Table
 	// Components are the cycles (most have one member), parents first.
@@ -371,6 +372,9 @@ func (s *Schema) keep(want func(*Table) bool) {
 			return false
 		}
 		delete(s.byName, fold(t.Name))
+		for _, fk := range t.ForeignKeys {
+			s.outside = append(s.outside, childRef{t, fk})
+		}
 		return true
 	})
 	for _, t := range s.Tables {

@@ -116,6 +116,7 @@ type settler struct {
 	asked    map[string][]string
 	skip     map[docKey]string   // documents whose statements made it fail
 	at       docKey              // the document under way
+	final    bool                // what meets a unique key now will not be free of it
 	changed  []docKey            // documents of which something else is known than before
 	orphans  map[docKey][]orphan // children of rows that were merged into one about to be inserted
 }
@@ -128,7 +129,7 @@ func (s *settler) applier(p *plan) (*applier, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.settle, a.at, a.changed, a.skip = true, &s.at, &s.changed, map[string]string{}
+	a.settle, a.final, a.at, a.changed, a.skip = true, s.final, &s.at, &s.changed, map[string]string{}
 	for k, why := range s.skip {
 		if k.table == p.t.Name {
 			a.skip[k.id] = why

@@ -159,7 +159,7 @@ func (l *Local) Health(ctx context.Context) (messages.Health, error) {
 	var maker string
 	err = l.db.DB.QueryRowContext(ctx, `SELECT installationId, clockOffset, checkedAt, generation, backedUpOn, maker,
 		(SELECT coalesce(min(coalesce(downloadedTill, 0)), 0) FROM tidemark_DownloadedTracker),
-		(SELECT count(*) FROM tidemark_inbox WHERE kind = 'waiting'),
+		(SELECT count(*) FROM tidemark_inbox WHERE kind = 'waiting' AND tableName IN (SELECT tableName FROM tidemark_tables WHERE excluded = 0) AND tableName IN (SELECT name FROM sqlite_master WHERE type = 'table')),
 		(SELECT count(*) FROM tidemark_dead_letters WHERE state = 'dead'),
 		(SELECT count(*) FROM tidemark_conflicts) FROM tidemark_state`).
 		Scan(&h.InstallationID, &h.ClockOffsetMs, &checkedAt, &h.Generation, &h.BackedUpOn, &maker, &h.CheckedTill, &h.Waiting, &h.Dead, &h.Conflicts)

@@ -1,6 +1,8 @@
 package persistence
 
 import (
+	"cmp"
+	"maps"
 	"slices"
 	"strings"
 
@@ -140,6 +142,14 @@ func (s *settler) blocked(held map[docKey]bool) (bool, error) {
 			}
 		}
 	}
+	for _, k := range slices.SortedFunc(maps.Keys(live), func(a, b docKey) int { return cmp.Or(strings.Compare(a.table, b.table), strings.Compare(a.id, b.id)) }) {
+		if held[k] {
+			continue
+		}
+		if done, err := s.makeWay(docs[k], slices.DeleteFunc(refs[k], func(r docKey) bool { _, going := docs[r]; return going && !live[r] })); err != nil || done {
+			return done, err
+		}
+	}
 	for _, p := range s.plans { // revive parents first, bury in any order
 		for k, d := range docs {
 			if k.table != p.t.Name {
@@ -161,6 +171,43 @@ func (s *settler) blocked(held map[docKey]bool) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// makeWay buries a row whose children wait for new parents, which may wait for its unique
+// key in their turn. They all go on then, or nothing happens.
+func (s *settler) makeWay(d messages.Document, children []docKey) (bool, error) {
+	waits := func(k docKey) (n int, err error) {
+		err = s.tx.row(`SELECT count(*) FROM tidemark_inbox WHERE tableName = ? AND documentId = ? AND kind IN ('waiting', 'collides')`, k.table, k.id).Scan(&n)
+		return n, err
+	}
+	for _, k := range children {
+		if n, err := waits(k); err != nil || n == 0 {
+			return false, err
+		}
+	}
+	return s.whole(func() (bool, error) {
+		a, err := s.applier(s.byName[d.Table])
+		if err != nil {
+			return false, err
+		}
+		s.at = docKey{d.Table, d.ID}
+		if err := s.bury(a, &d); err != nil {
+			return false, err
+		}
+		if err := s.inbox(); err != nil {
+			return false, err
+		}
+		for _, k := range children {
+			if n, err := waits(k); err != nil || n > 0 {
+				return false, err
+			}
+			row, err := s.byName[k.table].rowByID(s.tx, k.id)
+			if err != nil || row != nil && slices.ContainsFunc(row.parents, func(o parentOf) bool { return o.dangling }) {
+				return false, err
+			}
+		}
+		return true, nil
+	})
 }
 
 // bury applies one tombstone: the row goes, unless a later edit of it here beats
@@ -187,6 +234,9 @@ func (s *settler) bury(a *applier, d *messages.Document) error {
 			}
 		}
 		if row != nil {
+			if err := s.outside(a, d.ID); err != nil {
+				return err
+			}
 			out, err := a.done(s.tx.delete(a.p, d.ID))
 			if err != nil {
 				return err
@@ -204,6 +254,33 @@ func (s *settler) bury(a *applier, d *messages.Document) error {
 		}
 	}
 	return a.file(d, applied)
+}
+
+// outside does with the rows of tables that are not synced what their foreign keys say
+// when the row that they refer to goes: nobody else does.
+func (s *settler) outside(a *applier, id string) error {
+	for _, c := range a.p.outside {
+		match, null := make([]string, len(c.fk.Columns)), make([]string, len(c.fk.Columns))
+		for i, col := range c.fk.Columns {
+			match[i] = "p." + quote(c.fk.ParentColumns[i]) + " = " + quote(c.child.Name) + "." + quote(col)
+			null[i] = quote(col) + " = NULL"
+		}
+		var query string
+		switch c.fk.OnDelete {
+		case "CASCADE":
+			query = "DELETE FROM " + quote(c.child.Name)
+		case "SET NULL":
+			query = "UPDATE " + quote(c.child.Name) + " SET " + strings.Join(null, ", ")
+		default:
+			continue
+		}
+		if _, err := s.tx.run(query+" WHERE EXISTS (SELECT 1 FROM "+a.p.name+" p WHERE p.clientId = ? AND "+strings.Join(match, " AND ")+")", id); err != nil {
+			if _, err := a.refused(err); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // revive keeps a deleted parent alive: its last data, as an edit one millisecond

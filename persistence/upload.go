@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/tidemark-sync/tidemark/messages"
@@ -44,6 +45,9 @@ func (l *Local) Dirty(ctx context.Context, cur *messages.Cursor) ([]messages.Wri
 			if err := tx.clearSettled(plans); err != nil {
 				return err
 			}
+			if err := tx.fostered(plans, g.me); err != nil {
+				return err
+			}
 		}
 		err := g.rows()
 		if err == nil && next.Tombstones {
@@ -62,6 +66,65 @@ func (l *Local) Dirty(ctx context.Context, cur *messages.Cursor) ([]messages.Wri
 	*cur = next
 	cur.Counts = counts
 	return g.writes, nil
+}
+
+// fostered makes rows dirty whose parent is another row than it was, though nothing of
+// theirs changed: it was deleted and inserted again with its key, or its number was given
+// again. What the server agreed on cannot refer to what it does not know.
+func (t *tx) fostered(plans []*plan, me string) error {
+	for _, p := range plans {
+		if len(p.children) == 0 {
+			continue
+		}
+		var left, born bool
+		if err := t.row(`SELECT EXISTS (SELECT 1 FROM tidemark_tombstones WHERE tableName = ? AND isDirty = 1 AND localKey <> '')`, p.t.Name).Scan(&left); err != nil {
+			return err
+		}
+		if !left { // nobody has had a key that is another one's now
+			continue
+		}
+		unknown := `p.isDirty = 1 AND p.serverId IS NULL AND p.clientId IS NOT NULL`
+		if err := t.row(`SELECT EXISTS (SELECT 1 FROM ` + p.name + ` p WHERE ` + unknown + `)`).Scan(&born); err != nil {
+			return err
+		}
+		if !born {
+			continue
+		}
+		for _, c := range p.children {
+			child, match := p.all[c.child.Name], make([]string, len(c.fk.Columns))
+			for i, col := range c.fk.Columns {
+				match[i] = "p." + quote(c.fk.ParentColumns[i]) + " = c." + quote(col)
+			}
+			var ids []string
+			if err := t.each(`SELECT c.clientId FROM `+p.name+` p CROSS JOIN `+child.name+` c ON `+strings.Join(match, " AND ")+` WHERE `+unknown+` AND c.isDirty = 0 AND c.clientId IS NOT NULL`, nil,
+				func(scan func(...any) error) error {
+					var id string
+					err := scan(&id)
+					ids = append(ids, id)
+					return err
+				}); err != nil {
+				return err
+			}
+			if len(ids) == 0 {
+				continue
+			}
+			if err := t.suspended(child.onTracked, func() error {
+				for _, id := range ids {
+					if err := t.exec(`INSERT INTO tidemark_left (tableName, clientId, parentTable, parentKey, parentId) SELECT ?, c.clientId, ?, '', d.clientId FROM `+child.name+` c JOIN tidemark_tombstones d
+						ON d.tableName = ? AND d.isDirty = 1 AND d.localKey = `+keyText("c.", c.fk.Columns)+` WHERE c.clientId = ? ON CONFLICT DO NOTHING`, c.child.Name, p.t.Name, p.t.Name, id); err != nil {
+						return err
+					}
+					if err := t.exec(`UPDATE `+child.name+` SET isDirty = 1, updatedBy = ?, updatedOn = max(coalesce(updatedOn, 0) + 1, (SELECT `+now+` FROM tidemark_state)) WHERE clientId = ?`, me, id); err != nil {
+						return err
+					}
+				}
+				return nil
+			}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 var errFull = errors.New("the commit is full")
@@ -350,7 +413,7 @@ func (g *gatherer) tombstones() error {
 			}
 			for _, w := range writes {
 				k := messages.DocumentKey{Table: w.Document.Table, ID: w.Document.ID}
-				waits, err := g.waits(k, w.Document.UpdatedOn)
+				waits, err := g.waits(k, w)
 				if err == nil && !waits {
 					clear(g.visiting)
 					err = g.bury(w, 0)
@@ -366,15 +429,24 @@ func (g *gatherer) tombstones() error {
 }
 
 // waits reports whether a tombstone cannot go up yet, and holds it: it is refused, or
-// below it is something that the server has not taken and that still refers to it there.
-func (g *gatherer) waits(k messages.DocumentKey, updatedOn int64) (bool, error) {
+// below it is something that the server has not taken and that still refers to it there, or
+// the row that it was merged into has not gone up.
+func (g *gatherer) waits(k messages.DocumentKey, w messages.Write) (bool, error) {
 	if g.in[k] || g.cur.Held[k] {
 		return g.cur.Held[k], nil
 	}
-	if refused, err := g.holdRefused(k, updatedOn); err != nil || refused {
+	if refused, err := g.holdRefused(k, w.Document.UpdatedOn); err != nil || refused {
 		return refused, err
 	}
-	waits, err := g.tx.referredTo(k, g.byTable, g.cur, g.in, map[messages.DocumentKey]bool{})
+	waits, err := g.tx.survivorWaits(g.byTable[k.Table], w.Document.Survivor, g.in)
+	if err != nil {
+		return false, err
+	}
+	if waits {
+		g.hold(k, messages.TableCounts{Waiting: 1})
+		return true, nil
+	}
+	waits, err = g.tx.referredTo(k, g.byTable, g.cur, g.in, map[messages.DocumentKey]bool{})
 	if err == nil && waits {
 		g.hold(k, messages.TableCounts{Waiting: 1})
 	}
