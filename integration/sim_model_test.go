@@ -19,6 +19,7 @@ import (
 type simModel struct {
 	schema  *simSchema
 	strict  bool // all clocks are right: the later edit wins
+	picky   bool // the server refuses some rows
 	rows    map[string]*simHistory
 	landed  map[string]bool     // versions that the server had, by birth mark and value
 	buried  map[string]int64    // when rows that the server had as deleted were deleted last, in ms
@@ -567,9 +568,10 @@ func (m *simModel) gotChild(b string, del *simEvent, asked map[string]bool) bool
 			if e.at.After(del.at.Add(-simWindow)) || !had || known.value != e.value && !m.before(h, e.value, known.value) {
 				return true
 			}
-			// Merged once more by field, a copy of an edit that is up already wins against
-			// what others put back meanwhile: from its base, nothing has changed.
-			if h.table.combine != "" && m.copied[e.device] {
+			// What two copies of a file have yet to send goes up twice: merged once more by
+			// field, the later one wins against what others put back meanwhile (from its base,
+			// nothing has changed); and where the server refuses one, nobody knows of it.
+			if m.copied[e.device] && (h.table.combine != "" || m.picky) {
 				return true
 			}
 			if m.gotChild(c, del, asked) {

@@ -217,7 +217,7 @@ func (w *simWorld) seedIDs(seed uint64) {
 
 func (w *simWorld) live() {
 	w.server, w.bucket = memory.NewServer(), memory.NewBucket()
-	w.model = &simModel{schema: w.schema, strict: w.story.strict, rows: map[string]*simHistory{}, landed: map[string]bool{}, buried: map[string]int64{}, kept: map[string]bool{}, beaten: map[string]bool{}, final: map[string]bool{}, muddled: map[string]bool{}, copied: map[*simDevice]bool{}, problem: w.fail}
+	w.model = &simModel{schema: w.schema, strict: w.story.strict, picky: w.story.picky, rows: map[string]*simHistory{}, landed: map[string]bool{}, buried: map[string]int64{}, kept: map[string]bool{}, beaten: map[string]bool{}, final: map[string]bool{}, muddled: map[string]bool{}, copied: map[*simDevice]bool{}, problem: w.fail}
 	w.seedIDs(w.story.seed)
 	rnd := rand.New(rand.NewPCG(w.story.seed, 1))
 	for range w.story.devices {
