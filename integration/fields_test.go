@@ -205,3 +205,20 @@ func TestMergeByFieldWithAParentThatNeverComes(t *testing.T) {
 		t.Errorf("there is %v", d.Fields)
 	}
 }
+
+// A list with unique positions is reordered, and an item of it edited elsewhere.
+func TestMergeByFieldOfAReorderedList(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE item (id INTEGER PRIMARY KEY, pos INTEGER UNIQUE, v TEXT)`)
+	a, b := f.settling("a", tidemark.MergeByField, "item"), f.settling("b", tidemark.MergeByField, "item")
+	a.exec(`INSERT INTO item (pos, v) VALUES (1, 'one'), (2, 'two'), (3, 'three')`)
+	rounds(2, a, b)
+	a.exec(`UPDATE item SET pos = -pos; UPDATE item SET pos = 1 - pos; INSERT INTO item (pos, v) VALUES (1, 'zero')`)
+	later()
+	b.exec(`UPDATE item SET v = 'two, edited' WHERE pos = 2`)
+	rounds(3, a, b)
+	same(t, a, b)
+	if got := b.value(`SELECT group_concat(pos || v, ' ') FROM (SELECT * FROM item ORDER BY pos)`); got != `"1zero 2one 3two, edited 4three"` {
+		t.Errorf("the list is %s", got)
+	}
+}

@@ -395,3 +395,22 @@ func TestKeysOfParentsAndChildrenBecomeTexts(t *testing.T) {
 }
 
 // Everybody uses the table while the upgrade goes round: edits, new rows and deletes of both
+
+// A column of a unique index can be dropped when the index is gone, one that refers to
+// another table by rebuilding the table.
+func TestAColumnOfAKeyIsDropped(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, `CREATE TABLE box (id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE item (id INTEGER PRIMARY KEY, code TEXT, v TEXT, box INTEGER REFERENCES box (id)); CREATE UNIQUE INDEX u ON item (code)`)
+	a, b := f.device("a"), f.device("b")
+	a.exec(`INSERT INTO box (v) VALUES ('box'); INSERT INTO item (code, v, box) VALUES ('c', 'v', 1)`)
+	rounds(2, a, b)
+	a.exec(`DROP INDEX u`)
+	a.sync()
+	a.exec(`ALTER TABLE item DROP COLUMN code`)
+	a.exec(rebuildAs("item", "id INTEGER PRIMARY KEY, v TEXT", "id, v", "id, v"))
+	a.exec(`UPDATE item SET v = 'edited'`)
+	rounds(2, a, b)
+	if got := b.value(`SELECT count(*) || code || item.v || box.v FROM item JOIN box ON box.id = item.box`); got != `"1ceditedbox"` {
+		t.Errorf("the device with the older schema has %s", got)
+	}
+}

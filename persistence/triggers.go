@@ -14,9 +14,10 @@ import (
 //   - It names no table but its own and ours. One that names another table of the
 //     application breaks every ALTER TABLE RENAME while that table is away, and with
 //     it the usual way to rebuild a table.
-//   - It names no column but the tracked ones and those of keys, which cannot be
-//     dropped anyway: a column that a trigger names cannot be dropped either. (Where
-//     the owner wants rows merged by field, one trigger has to.)
+//   - It names no column but the tracked ones, those of keys and those that refer to
+//     other tables: a column that a trigger names cannot be dropped. One of a key that is
+//     no more can, once Attach has come by; one that refers goes by rebuilding the table.
+//     (Where the owner wants rows merged by field, one trigger has to name them all.)
 //   - It relies neither on the order of triggers, which is undefined, nor on
 //     OR IGNORE and the like in its own statements: the outer statement's wins.
 //   - It runs on the SQLite of old phones: 3.24.
