@@ -459,7 +459,7 @@ func (a *attacher) attach(t *Table) error {
 			last = max(last, at)
 		}
 	}
-	if err := a.mark(t, known && (stored.excluded || rebuilt), gained); err != nil {
+	if err := a.mark(t, known && (stored.excluded || rebuilt), stored.excluded, gained); err != nil {
 		return err
 	}
 	if err := a.install(t); err != nil {

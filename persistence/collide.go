@@ -233,11 +233,11 @@ func (s *settler) kin(parent *applier, id string, children []orphan) ([]kin, err
 			if err != nil {
 				return err
 			}
-			below, err := s.childrenOf(a.p, o.id)
+			made := slices.DeleteFunc(slices.Clone(a.p.children), func(c childRef) bool { return !overlap(c.fk.ParentColumns, o.child.fk.Columns) })
+			below, err := s.childrenBy(made, a.p, o.id) // a key without an index takes a scan for each
 			if err != nil {
 				return err
 			}
-			below = slices.DeleteFunc(below, func(b orphan) bool { return !overlap(b.child.fk.ParentColumns, o.child.fk.Columns) })
 			if err := add(a, o.id, below); err != nil {
 				return err
 			}

@@ -431,6 +431,7 @@ func (l *Local) Moved(ctx context.Context, c messages.Commit, now []messages.Doc
 				if a, err = newApplier(tx, p, &out.Counts); err != nil {
 					return err
 				}
+				a.final = true // no download brings what it might wait for
 				appliers[k.Table] = a
 			}
 			if err := a.look([]messages.Document{*d}); err != nil {

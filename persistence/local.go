@@ -80,6 +80,7 @@ type tx struct {
 	// circle that are about to go in.
 	keys, promised map[string][]any
 	reacts         bool // the application has triggers, see listen
+	enforced       bool // the application enforces foreign keys on this connection
 }
 
 // write runs fn in one transaction. Whatever fn returns as an error undoes it all.
@@ -99,6 +100,10 @@ func (l *Local) transact(ctx context.Context, prepare func(context.Context, *sql
 	if err != nil {
 		return fmt.Errorf("get a database connection: %w", err)
 	}
+	var enforced bool
+	if err := conn.Conn.QueryRowContext(ctx, "PRAGMA foreign_keys").Scan(&enforced); err != nil {
+		return errors.Join(fmt.Errorf("prepare a database connection: %w", explain(err)), conn.Close())
+	}
 	restore, err := prepare(ctx, conn.Conn)
 	defer func() {
 		restore()
@@ -112,7 +117,7 @@ func (l *Local) transact(ctx context.Context, prepare func(context.Context, *sql
 		_, _ = conn.Conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
 		return fmt.Errorf("begin a transaction: %w", explain(err))
 	}
-	t := &tx{ctx: ctx, quiet: context.WithoutCancel(ctx), conn: conn.Conn, stmts: map[string]*sql.Stmt{}, keys: map[string][]any{}, promised: map[string][]any{}}
+	t := &tx{ctx: ctx, quiet: context.WithoutCancel(ctx), conn: conn.Conn, stmts: map[string]*sql.Stmt{}, keys: map[string][]any{}, promised: map[string][]any{}, enforced: enforced}
 	committed := false
 	defer func() {
 		t.closeStatements()

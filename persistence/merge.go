@@ -258,8 +258,13 @@ func (s *settler) bringDown(a *applier, id, survivor string) ([]orphan, error) {
 }
 
 func (s *settler) childrenOf(p *plan, id string) ([]orphan, error) {
+	return s.childrenBy(p.children, p, id)
+}
+
+// childrenBy are a row's children by some of the foreign keys that refer to its table.
+func (s *settler) childrenBy(keys []childRef, p *plan, id string) ([]orphan, error) {
 	var out []orphan
-	for _, c := range p.children {
+	for _, c := range keys {
 		match := make([]string, len(c.fk.Columns))
 		for i, col := range c.fk.Columns {
 			match[i] = "p." + quote(c.fk.ParentColumns[i]) + " = c." + quote(col) // the parent's collation counts

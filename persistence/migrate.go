@@ -31,7 +31,7 @@ func (a *attacher) renamed(t *Table) error {
 
 // mark gives every row without one an identity and makes rows dirty: all of them,
 // or those that hold something in the columns that the table gained.
-func (a *attacher) mark(t *Table, all bool, gained []string) error {
+func (a *attacher) mark(t *Table, all, excluded bool, gained []string) error {
 	table := "UPDATE " + quote(t.Name)
 	var statements []string
 	if all { // stamps stay: an edit made elsewhere since then still wins
@@ -44,10 +44,13 @@ func (a *attacher) mark(t *Table, all bool, gained []string) error {
 				filled = append(filled, notDefault(c))
 			}
 		}
-		if all {
+		switch {
+		case excluded: // nobody saw when: ours beat the version that they were added to, and no later edit
+			statements = append(statements, table+" SET isDirty = 1, (updatedOn, updatedBy) = (SELECT coalesce("+quote(t.Name)+".updatedOn, 0) + 1, installationId FROM tidemark_state) WHERE "+strings.Join(filled, " OR "))
+		case all:
 			statements = append(statements, table+" SET isDirty = 1, (updatedOn, updatedBy) = (SELECT max("+now+
 				", coalesce("+quote(t.Name)+".updatedOn, 0) + 1), installationId FROM tidemark_state) WHERE "+strings.Join(filled, " OR "))
-		} else { // no edit, but a column that was renamed: what was edited elsewhere since then still wins, see fill
+		default: // no edit, but a column that was renamed: what was edited elsewhere since then still wins, see fill
 			statements = append(statements, table+" SET isDirty = 1, updatedOn = coalesce(updatedOn, 0) + 1 WHERE isDirty = 0 AND ("+strings.Join(filled, " OR ")+")")
 		}
 	}

@@ -257,8 +257,11 @@ func (s *settler) bury(a *applier, d *messages.Document) error {
 }
 
 // outside does with the rows of tables that are not synced what their foreign keys say
-// when the row that they refer to goes: nobody else does.
+// when the row that they refer to goes, where the application enforces them: nobody else does.
 func (s *settler) outside(a *applier, id string) error {
+	if !s.tx.enforced {
+		return nil
+	}
 	for _, c := range a.p.outside {
 		match, null := make([]string, len(c.fk.Columns)), make([]string, len(c.fk.Columns))
 		for i, col := range c.fk.Columns {

@@ -111,7 +111,7 @@ func (t *tx) fostered(plans []*plan, me string) error {
 			if err := t.suspended(child.onTracked, func() error {
 				for _, id := range ids {
 					if err := t.exec(`INSERT INTO tidemark_left (tableName, clientId, parentTable, parentKey, parentId) SELECT ?, c.clientId, ?, '', d.clientId FROM `+child.name+` c JOIN tidemark_tombstones d
-						ON d.tableName = ? AND d.isDirty = 1 AND d.localKey = `+keyText("c.", c.fk.Columns)+` WHERE c.clientId = ? ON CONFLICT DO NOTHING`, c.child.Name, p.t.Name, p.t.Name, id); err != nil {
+						ON d.tableName = ? AND d.isDirty = 1 AND d.localKey <> '' AND d.localKey = `+keyText("c.", c.fk.Columns)+` WHERE c.clientId = ? ON CONFLICT DO NOTHING`, c.child.Name, p.t.Name, p.t.Name, id); err != nil {
 						return err
 					}
 					if err := t.exec(`UPDATE `+child.name+` SET isDirty = 1, updatedBy = ?, updatedOn = max(coalesce(updatedOn, 0) + 1, (SELECT `+now+` FROM tidemark_state)) WHERE clientId = ?`, me, id); err != nil {
