@@ -83,7 +83,7 @@ func TestParentsMadeAnewGoUpOnce(t *testing.T) {
 // A row that was merged into one that the server does not take waits, and costs nothing.
 func TestATombstoneWhoseSurvivorIsRefused(t *testing.T) {
 	t.Parallel()
-	for range 8 {
+	for range 3 {
 		f := newFleet(t, `CREATE TABLE tag (id INTEGER PRIMARY KEY, name TEXT UNIQUE, v TEXT)`)
 		server := f.refusing()
 		a, b := f.device("a"), f.device("b")

@@ -18,7 +18,7 @@ func TestAParentDeletedAndInsertedAgain(t *testing.T) {
 			`CREATE TABLE folder (id TEXT PRIMARY KEY, name TEXT); CREATE TABLE note (id INTEGER PRIMARY KEY, folder TEXT REFERENCES folder (id), v TEXT)`,
 		} {
 			t.Run(fmt.Sprint(fk, i), func(t *testing.T) {
-				for range 4 {
+				for range 3 {
 					f := newFleet(t, schema)
 					a, b := f.device("a"), f.device("b")
 					a.exec(`INSERT INTO folder (id, name) VALUES (1, 'home'); INSERT INTO note (folder, v) VALUES (1, 'hello')`)
@@ -143,7 +143,7 @@ func TestAListReorderedOnTwoDevices(t *testing.T) {
 // A folder makes way for a new one of its name, and its notes move there.
 func TestAParentReplacedByOneOfTheSameName(t *testing.T) {
 	t.Parallel()
-	for range 6 {
+	for range 3 {
 		f := newFleet(t, `CREATE TABLE folder (id INTEGER PRIMARY KEY, name TEXT UNIQUE, v TEXT); CREATE TABLE note (id INTEGER PRIMARY KEY, folder INTEGER REFERENCES folder (id) ON DELETE SET NULL, v TEXT)`)
 		a, b := f.device("a"), f.device("b")
 		a.exec(`INSERT INTO folder (id, name, v) VALUES (1, 'home', 'old'); INSERT INTO note (folder, v) VALUES (1, 'hello')`)
@@ -165,7 +165,7 @@ func TestAParentReplacedByOneOfTheSameName(t *testing.T) {
 // not deleted in favour of one that nobody else will ever see.
 func TestAMergeWithARowThatIsRefused(t *testing.T) {
 	t.Parallel()
-	for range 6 {
+	for range 3 {
 		f := newFleet(t, `CREATE TABLE tag (id INTEGER PRIMARY KEY, name TEXT UNIQUE, v TEXT)`)
 		server := f.refusing()
 		a, b := f.device("a"), f.device("b")
