@@ -9,7 +9,6 @@ import (
 	"github.com/uptrace/bun/dialect/sqlitedialect"
 
 	tidemark "github.com/tidemark-sync/tidemark"
-	"github.com/tidemark-sync/tidemark/messages"
 )
 
 // A console's edit of a row that was changed here, too, refers to a parent that nobody has
@@ -78,31 +77,6 @@ func TestParentsMadeAnewGoUpOnce(t *testing.T) {
 	rounds(3, a, b)
 	same(t, a, b)
 	quiet(t, a, b)
-}
-
-// A row that was merged into one that the server does not take waits, and costs nothing.
-func TestATombstoneWhoseSurvivorIsRefused(t *testing.T) {
-	t.Parallel()
-	for range 3 {
-		f := newFleet(t, `CREATE TABLE tag (id INTEGER PRIMARY KEY, name TEXT UNIQUE, v TEXT)`)
-		server := f.refusing()
-		a, b := f.device("a"), f.device("b")
-		server.refuse = func(d messages.Document) bool { return d.Fields["v"] == "bad" }
-		b.exec(`INSERT INTO tag (name, v) VALUES ('home', 'bad')`)
-		b.sync()
-		a.exec(`INSERT INTO tag (name, v) VALUES ('home', 'good')`)
-		rounds(3, a, b)
-		before := f.server.Bill()
-		b.sync()
-		after := f.server.Bill()
-		if after.Writes != before.Writes || after.Reads > before.Reads+2 {
-			t.Errorf("an idle cycle costs %+v, after %+v", after, before)
-		}
-		b.exec(`DELETE FROM tag`)
-		rounds(3, b, a)
-		same(t, a, b)
-		told(t, a, b)
-	}
 }
 
 // An application that does not enforce foreign keys (SQLite's default) keeps what its local

@@ -177,6 +177,11 @@ func TestAMergeWithARowThatIsRefused(t *testing.T) {
 		if got := a.value(`SELECT count(*) FROM tag WHERE name = 'home'`); got != "1" {
 			t.Errorf("there are %s tags", got)
 		}
+		before := f.server.Bill()
+		b.sync()
+		if after := f.server.Bill(); after.Writes != before.Writes || after.Reads > before.Reads+2 {
+			t.Errorf("while it waits, an idle cycle costs %+v, after %+v", after, before)
+		}
 		b.exec(`UPDATE tag SET v = 'better'`)
 		rounds(3, b, a)
 		same(t, a, b)

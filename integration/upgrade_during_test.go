@@ -8,6 +8,7 @@ import (
 	"github.com/tidemark-sync/tidemark/adapters/memory"
 )
 
+// Everybody uses the table while the upgrade goes round: edits, new rows and deletes of both
 // sides, before and after, are there or kept.
 func TestAnUpgradeWhileEverybodyEdits(t *testing.T) {
 	t.Parallel()
@@ -76,7 +77,6 @@ func TestAGainedColumnThatIsEmptyElsewhere(t *testing.T) {
 }
 
 // A dirty row gains a column whose default is no plain literal: it holds nothing, and does not go
-
 // up over what somebody else has set there.
 func TestADirtyRowThatGainsADefault(t *testing.T) {
 	t.Parallel()
@@ -130,7 +130,6 @@ func TestARenamedTableKeepsItsPolicy(t *testing.T) {
 }
 
 // The application is upgraded by another process while a sync is on its way: what goes up then
-
 // does not empty what others have in the new column.
 func TestAColumnThatComesDuringASync(t *testing.T) {
 	t.Parallel()
@@ -140,13 +139,7 @@ func TestAColumnThatComesDuringASync(t *testing.T) {
 			a := f.device("a")
 			var b *device
 			armed := false
-			f.faulty(func(c memory.Call) memory.Fault {
-				if c.Op != op || !armed {
-					return memory.Fault{}
-				}
-				armed = false
-				return memory.Fault{Then: func() { b.exec(`ALTER TABLE item ADD COLUMN x TEXT`) }}
-			})
+			f.meanwhile(op, &armed, func() { b.exec(`ALTER TABLE item ADD COLUMN x TEXT`) })
 			b = f.device("b")
 			a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
 			rounds(2, a, b)
@@ -194,13 +187,7 @@ func TestARebuildDuringASync(t *testing.T) {
 			a := f.device("a")
 			var b *device
 			armed := false
-			f.faulty(func(c memory.Call) memory.Fault {
-				if c.Op != op || !armed {
-					return memory.Fault{}
-				}
-				armed = false
-				return memory.Fault{Then: func() { b.exec(rebuildItem) }}
-			})
+			f.meanwhile(op, &armed, func() { b.exec(rebuildItem) })
 			b = f.device("b")
 			a.exec(`INSERT INTO item (id, v) VALUES (1, 'one'), (2, 'two')`)
 			rounds(2, a, b)
@@ -221,4 +208,15 @@ func TestARebuildDuringASync(t *testing.T) {
 			}
 		})
 	}
+}
+
+// meanwhile does something once armed, after the next call of an operation.
+func (f *fleet) meanwhile(op string, armed *bool, do func()) {
+	f.faulty(func(c memory.Call) memory.Fault {
+		if c.Op != op || !*armed {
+			return memory.Fault{}
+		}
+		*armed = false
+		return memory.Fault{Then: do}
+	})
 }

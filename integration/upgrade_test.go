@@ -23,7 +23,6 @@ func rebuildAs(table, body, into, from string) string {
 }
 
 // An application's upgrade arrives on one device, and some syncs later on the other one. Nothing
-
 // is there twice, and nothing is gone.
 func TestUpgradesOneDeviceAfterTheOther(t *testing.T) {
 	t.Parallel()
@@ -143,7 +142,6 @@ func TestUpgradesOneDeviceAfterTheOther(t *testing.T) {
 }
 
 // A column is renamed on one device, where somebody then edits it, and later on the other one.
-
 // Renaming is no edit.
 func TestARenamedColumnThatIsEditedElsewhere(t *testing.T) {
 	t.Parallel()
@@ -164,7 +162,6 @@ func TestARenamedColumnThatIsEditedElsewhere(t *testing.T) {
 }
 
 // An upgrade adds a column and fills it; between one device and the other somebody has edited it.
-
 // What is lost is kept.
 func TestAColumnThatEveryUpgradeFills(t *testing.T) {
 	t.Parallel()
@@ -185,7 +182,6 @@ func TestAColumnThatEveryUpgradeFills(t *testing.T) {
 }
 
 // A device skips a release: a column goes and comes back within one upgrade. Nobody has emptied
-
 // what the others have there.
 func TestAColumnThatGoesAndComesBack(t *testing.T) {
 	t.Parallel()
@@ -256,7 +252,6 @@ func TestATriggerDerivesAColumnThatOldDevicesLack(t *testing.T) {
 }
 
 // A download is cut off before a table was read, and the application rebuilds that table: what
-
 // somebody else has edited is not undone by the copy.
 func TestARebuildAfterACutBeforeTheTable(t *testing.T) {
 	t.Parallel()
@@ -286,7 +281,6 @@ func TestARebuildAfterACutBeforeTheTable(t *testing.T) {
 }
 
 // A table is renamed on one device, then on the other; its children still have their parents,
-
 // also on a device that comes new.
 func TestARenamedTableWithChildren(t *testing.T) {
 	t.Parallel()
@@ -316,7 +310,6 @@ func TestARenamedTableWithChildren(t *testing.T) {
 }
 
 // A table that the application has dropped, with deletes that were not uploaded, leaves nothing
-
 // that waits for ever.
 func TestADroppedTableWithDeletesThatWait(t *testing.T) {
 	t.Parallel()
@@ -333,7 +326,6 @@ func TestADroppedTableWithDeletesThatWait(t *testing.T) {
 }
 
 // A snapshot is restored, and the newer application that is there rebuilds the table and converts
-
 // what is in it, before the first sync.
 func TestAMigrationThatConvertsAfterARestore(t *testing.T) {
 	t.Parallel()
@@ -393,8 +385,6 @@ func TestKeysOfParentsAndChildrenBecomeTexts(t *testing.T) {
 		}
 	}
 }
-
-// Everybody uses the table while the upgrade goes round: edits, new rows and deletes of both
 
 // A column of a unique index can be dropped when the index is gone, one that refers to
 // another table by rebuilding the table.
